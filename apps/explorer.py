@@ -1,0 +1,24 @@
+"""The explorer: look at captured runs in a browser. It reads runs and loads no model.
+
+streamlit run apps/explorer.py --server.address 127.0.0.1 --browser.gatherUsageStats false -- RUN_OR_FOLDER
+"""
+
+import streamlit as st
+from opened import choose_run
+from page_html import STYLE, markdown
+
+from ling_probe.errors import LingProbeError
+
+st.set_page_config(page_title="ling_probe", layout="wide")
+page = st.navigation(
+    [
+        st.Page("pages/overview.py", title="Overview", default=True),
+        st.Page("pages/tokens.py", title="Tokens"),
+    ]
+)
+st.html(STYLE)
+try:
+    choose_run()
+    page.run()
+except LingProbeError as error:
+    st.error(markdown(str(error)))

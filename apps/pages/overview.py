@@ -1,0 +1,136 @@
+"""What ran, how well it did, and where to look first."""
+
+from typing import Any
+
+import opened
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+from page_html import block, element, facts, table
+
+from ling_probe import charts
+from ling_probe.analysis import ANALYSES
+from ling_probe.report import headline
+from ling_probe.run import Run
+
+
+def show_title(run: Run, first: dict[str, Any]) -> None:
+    counts = " · ".join(f"{first[name]:,} {name}" for name in ("sequences", "tokens", "steps"))
+    st.html(
+        block(
+            element("h1", f"Routing of {first['model']} on {first['benchmark'] or 'unnamed text'}"),
+            element(
+                "p", f"{counts} · {run.spec.n_rows} routed layers, {run.spec.top_k} of {run.spec.n_experts} experts a token"
+            ),
+        )
+    )
+    if first["state"] != "complete":
+        st.warning("This run is not complete; it shows what has been captured so far.")
+    if first["interventions"]:
+        st.warning("Routing was changed in this run: it does not describe the model as released.")
+        st.json(first["interventions"], expanded=False)
+
+
+def show_answers(first: dict[str, Any]) -> None:
+    rows = [
+        (
+            row["family"] or "unnamed",
+            f"{row['correct']:,} of {row['judged']:,}",
+            f"{row['share']:.1%}",
+            f"{row['ci_low']:.1%} to {row['ci_high']:.1%}",
+        )
+        for row in first["accuracy"]
+    ]
+    body = table(["family", "correct", "share", "95 % interval"], rows) if rows else element("p", "No answer was judged.")
+    st.html(block(element("h2", "Answers"), body))
+
+
+def show_verification(verification: dict[str, Any]) -> None:
+    if not verification:
+        st.html(block(element("h2", "Routing verified at load"), element("p", "The run does not say.")))
+        return
+    stated = f"{verification.get('differ', '?')} of {verification.get('choices', '?')} differ"
+    st.html(
+        block(
+            element("h2", "Routing verified at load"),
+            element("div", stated, class_="big"),
+            facts({name.replace("_", " "): value for name, value in verification.items()}),
+            element("p", "Choices the model made against what its routing rule gives for the same inputs.", class_="soft"),
+        )
+    )
+
+
+def show_chart(name: str, answer: pd.DataFrame | str, figure: go.Figure | None) -> None:
+    question, method = ANALYSES[name].question, ANALYSES[name].method
+    st.html(block(element("h2", question), element("p", method, class_="soft")))
+    if figure is None:
+        st.text(f"Not applicable: {answer}.")
+        return
+    plain = figure.update_layout(title_text="", margin_t=30).update_yaxes(title_standoff=12)
+    st.plotly_chart(plain, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key=f"chart-{name}")
+
+
+def card(row: dict[str, Any]) -> str:
+    leaning = "prefers" if row["log2_ratio"] > 0 else "avoids"
+    return block(
+        element("h3", f"Layer {row['layer']}, expert {row['expert']} {leaning} “{row['label']}”"),
+        element("div", times(row["log2_ratio"]), class_="big"),
+        facts(
+            {
+                "95 % interval": f"{times(row['ci_low'])} to {times(row['ci_high'])}",
+                "corrected p": f"{row['q']:.3g}",
+                "raw, tokens included": times(row["raw_log2_ratio"]),
+            }
+        ),
+        kind="card",
+    )
+
+
+def times(log2: float) -> str:
+    return f"{2.0**log2:.2f}×"
+
+
+def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
+    st.html(block(element("h2", "The most specialised experts"), element("p", first["specialised_note"])))
+    if not first["specialised"]:
+        st.text("Look first at the tokens themselves: open a problem that was answered wrongly.")
+        st.page_link(
+            "pages/tokens.py", label="Open the tokens", icon=":material/arrow_forward:", query_params=link(answers="wrong")
+        )
+        return
+    st.html(block(block(*map(card, first["specialised"]), kind="cards")))
+    best = first["specialised"][0]
+    st.text(
+        f"Look first at layer {best['layer']}, expert {best['expert']}: steps labelled “{best['label']}” choose it "
+        f"{times(best['log2_ratio'])} as often as their tokens in these problems would. "
+        "The problem with most such steps shows it."
+    )
+    there = link(problem=opened.example(source, best["label"]), layer=best["layer"], expert=best["expert"])
+    st.page_link("pages/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
+
+
+def link(**values: object) -> dict[str, str]:
+    return {"run": st.query_params["run"]} | {name: str(value) for name, value in values.items()}
+
+
+def overview(source: opened.Source) -> None:
+    run = opened.open_run(source)
+    first = headline(run, {})
+    show_title(run, first)
+    specialised = st.container()
+    left, right = st.columns(2)
+    with left:
+        show_answers(first)
+    with right:
+        show_verification(first["verification"])
+    for name, draw in (
+        ("load_balance", charts.balance_lines),
+        ("expert_load", lambda answer: charts.load_heatmap(answer, group_size=run.spec.group_size)),
+    ):
+        answer = opened.table(source, name)
+        show_chart(name, answer, None if isinstance(answer, str) else draw(answer))
+    with specialised:
+        show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
+
+
+overview(opened.source())

@@ -1,0 +1,162 @@
+"""One problem, token by token: which expert leads where, and one token through all layers."""
+
+from typing import Any
+
+import opened
+import pandas as pd
+import streamlit as st
+from address import choose, chosen, forget, write
+from page_html import block, element, facts, markdown, table, token, verdict
+from streamlit.delta_generator import DeltaGenerator
+from token_strip import token_strip
+
+from ling_probe import charts, token_view
+from ling_probe.run import Run
+
+# Comments, for Streamlit would print a string that stands alone.
+WINDOW = 2000  # tokens shown at a time
+NEAR = 200  # problems offered on each side of the one shown
+ALL = "*"
+PINNED = ("from", "token")
+
+
+def matching_problems(problems: pd.DataFrame, left: DeltaGenerator, right: DeltaGenerator) -> pd.DataFrame:
+    """The problems of the chosen family and correctness, which the reader chooses in two columns."""
+    families = [ALL, *sorted(problems["family"].unique())]
+    verdicts = problems["correct"].map(verdict)
+    clears = ("problem", *PINNED)
+    with left:
+        family = choose("Family", "family", families, format_func=all_or_named, clears=clears)
+    with right:
+        answers = choose("Answers", "answers", [ALL, *sorted(verdicts.unique())], format_func=all_or_named, clears=clears)
+    return problems[(problems["family"].eq(family) | (family == ALL)) & (verdicts.eq(answers) | (answers == ALL))]
+
+
+def all_or_named(name: str) -> str:
+    return "all" if name == ALL else name or "unnamed"
+
+
+def choose_problem(matching: pd.DataFrame) -> int:
+    """Row in `Run.sequences` of the problem to show."""
+    if matching.empty:
+        st.info("No problem of this family has such an answer.")
+        st.stop()
+    rows = dict(zip(matching["sequence_id"], matching.index, strict=True))
+    ids, asked = list(rows), chosen("problem")
+    place = ids.index(asked) if asked in rows else 0
+    wide, narrow = st.columns([3, 2], vertical_alignment="bottom")
+    with wide:
+        shown = choose(
+            "Problem",
+            "problem",
+            ids[max(0, place - NEAR) : place + NEAR],
+            format_func=lambda name: f"{name} ({verdict(matching['correct'][rows[name]])})",
+            clears=PINNED,
+        )
+    with narrow, st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Previous", on_click=go_to, args=(ids[max(0, place - 1)],), disabled=place == 0)
+        st.text(f"{place + 1:,} of {len(ids):,}")
+        st.button("Next", on_click=go_to, args=(ids[min(place + 1, len(ids) - 1)],), disabled=place + 1 == len(ids))
+    return int(rows[shown])
+
+
+def go_to(problem: str) -> None:
+    forget(*PINNED)
+    write("problem", problem)
+
+
+def number(name: str, limit: int) -> int | None:
+    """A number from 0 to below the limit in the address, if there is one."""
+    text = chosen(name)
+    if text is None:
+        return None
+    if text.isdecimal() and int(text) < limit:
+        return int(text)
+    st.warning(markdown(f"no {name} {text!r} here; it is a number from 0 to {limit - 1}"))
+    return None
+
+
+def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> None:
+    tokens = opened.tokens(source, sequence, layer)
+    start = 0
+    if len(tokens) > WINDOW:
+        starts = range(0, len(tokens), WINDOW)
+        start = choose("Tokens from position", "from", starts)
+    st.html(
+        block(
+            element("h2", f"Which expert of layer {layer} leads each token?"),
+            element(
+                "p",
+                "The leading expert is the one with the largest weight. Point at a token for all its experts; click it, or "
+                "press Enter, to pin it; the arrow keys move.",
+                class_="soft",
+            ),
+        )
+    )
+    token_strip(
+        tokens.iloc[start : start + WINDOW],
+        token_view.leading_experts(tokens),
+        view=f"{source[1]}/{sequence}/{layer}/{start}",
+        pinned=number("token", len(tokens)),
+        marked=number("expert", run.spec.n_experts),
+        on_pin=lambda position: keep("token", position),
+        on_mark=lambda expert: keep("expert", expert),
+    )
+
+
+def keep(name: str, value: int | None) -> None:
+    """Put a number into the address; None takes it out."""
+    if value is None:
+        forget(name)
+    else:
+        write(name, value)
+
+
+def show_pinned(source: opened.Source, sequence: int, layer: int, position: int) -> None:
+    row = opened.tokens(source, sequence, layer).iloc[position]
+    rows = opened.layers(source, sequence, position)
+    step = f"step {row['step'] + 1} “{row['label']}” ({verdict(row['step_correct'])})" if row["step"] >= 0 else "in no step"
+    values = {
+        "segment": row["segment"],
+        "step": step,
+        "next-token loss": "none, it is the last" if pd.isna(row["loss"]) else f"{row['loss']:.3f} nats",
+    }
+    heading = f"<h2>Token {token(row['token'])} at position {position}, through all layers</h2>"
+    st.html(block(heading, facts(values)))
+    figure = token_view.layers_figure(rows)
+    question = f"Experts and weights of the token at position {position} in every layer"
+    st.plotly_chart(figure, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key="chart-layers")
+    ranks = [f"{place}." for place in range(1, rows["rank"].nunique() + 1)]
+    lines = [
+        [each, *(f"{row.expert} ({row.weight:.3f})" for row in chosen_there.itertuples())]
+        for each, chosen_there in rows.groupby("layer")
+    ]
+    st.html(block(table(["layer", *ranks], lines, caption="Chosen experts, largest weight first; the weight in brackets")))
+
+
+def show_problem(values: dict[str, Any]) -> None:
+    shown = {
+        "family": values["family"] or "unnamed",
+        "expected answer": values["answer"] or "none",
+        "the model's answer": f"{values['predicted'] or 'none'} ({verdict(values['correct'])})",
+    }
+    st.html(block(facts(shown)))
+
+
+def tokens_page(source: opened.Source) -> None:
+    run = opened.open_run(source)
+    st.html(block(element("h1", "Tokens")))
+    if (problems := opened.problems(source)).empty:
+        st.info("This run holds no sequences yet.")
+        return
+    first, second, third = st.columns(3)
+    with third:
+        layer = choose("Layer", "layer", run.spec.routed_layers)
+    sequence = choose_problem(matching_problems(problems, first, second))
+    show_problem(opened.facts(source, sequence))
+    show_strip(source, run, sequence, layer)
+    if (position := number("token", len(opened.tokens(source, sequence, layer)))) is not None:
+        show_pinned(source, sequence, layer, position)
+
+
+tokens_page(opened.source())

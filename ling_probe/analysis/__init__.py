@@ -1,0 +1,25 @@
+"""Questions about a run: one question a file, one public function each, run in, tidy table out.
+
+Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
+"""
+
+from ling_probe.analysis.clusters import expert_clusters
+from ling_probe.analysis.coactivation import coactivation
+from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.registry import ANALYSES, Analysis, sure_effect, surest_first
+from ling_probe.analysis.script import script_main
+from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+
+__all__ = [
+    "ANALYSES",
+    "Analysis",
+    "coactivation",
+    "expert_clusters",
+    "expert_load",
+    "family_specialisation",
+    "label_specialisation",
+    "load_balance",
+    "script_main",
+    "sure_effect",
+    "surest_first",
+]

@@ -1,0 +1,129 @@
+"""Stream a run and count which experts its tokens chose, by any owner of tokens: sequence, step, token class.
+
+One layer is read at a time, so memory holds owners by experts of one layer, whatever the length of the run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Integer, Real
+from scipy import sparse
+
+from ling_probe.errors import UsageError
+from ling_probe.run import Run, TokenBatch
+from ling_probe.trace import SEGMENTS
+
+Owner = Callable[[TokenBatch], Integer[np.ndarray, " N"]]
+"""Maps the tokens of a batch to the row they count for; -1 counts nowhere."""
+
+
+def require_sequences(run: Run) -> None:
+    """Refuse a run without sequences.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if run.sequences.empty:
+        raise UsageError(f"{run.folder} holds no sequences yet; capture some first")
+
+
+def segment_mask(batch: TokenBatch, segments: Sequence[str] | None) -> Bool[np.ndarray, " N"]:
+    """Which tokens stand in one of these segments; None is all of them.
+
+    Raises:
+        UsageError: A segment does not exist.
+    """
+    if segments is None:
+        return np.ones(len(batch.segment), dtype=bool)
+    unknown = [name for name in segments if name not in SEGMENTS]
+    if unknown:
+        raise UsageError(f'no segment "{unknown[0]}"; these there are: {", ".join(SEGMENTS)}')
+    return np.isin(batch.segment, [SEGMENTS.index(name) for name in segments])
+
+
+def sequence_owner(segments: Sequence[str] | None = None) -> Owner:
+    """Count a token for its sequence."""
+    return lambda batch: np.where(segment_mask(batch, segments), batch.sequence, -1)
+
+
+def count_choices(run: Run, layer: int, owner: Owner, n_owners: int) -> Integer[np.ndarray, "O E"]:
+    """How often the tokens of each owner chose each expert of a layer."""
+    counts = np.zeros(n_owners * run.spec.n_experts, dtype=np.int64)
+    for batch in run.batches(layers=[layer]):
+        owners = owner(batch)
+        kept = owners >= 0
+        cells = owners[kept, None].astype(np.int64) * run.spec.n_experts + batch.expert_ids[kept, 0]
+        counts += np.bincount(cells.ravel(), minlength=len(counts))
+    return counts.reshape(n_owners, run.spec.n_experts)
+
+
+def sum_weights(run: Run, layer: int, owner: Owner) -> Float64[np.ndarray, " E"]:
+    """Total routing weight each expert of a layer received from the tokens that have an owner."""
+    total = np.zeros(run.spec.n_experts)
+    for batch in run.batches(layers=[layer], weights=True):
+        assert batch.weights is not None
+        kept = owner(batch) >= 0
+        total += np.bincount(
+            batch.expert_ids[kept, 0].ravel(), weights=batch.weights[kept, 0].ravel(), minlength=run.spec.n_experts
+        )
+    return total
+
+
+def sum_by(values: Float64[np.ndarray, "O C"], owner: Integer[np.ndarray, " O"], n_owners: int) -> Float64[np.ndarray, "N C"]:
+    """Sum rows that share an owner."""
+    rows = np.arange(len(owner))
+    return sparse.csr_array((np.ones(len(owner)), (owner, rows)), shape=(n_owners, len(owner))) @ values
+
+
+@dataclass(frozen=True)
+class TokenClasses:
+    """Tokens sorted into classes by their id, and how many of each class every owner has.
+
+    Rare ids are not pooled: a pool would let the words of one label stand for those of another. An id seen once then expects
+    what it did, and says nothing.
+    """
+
+    class_of: Integer[np.ndarray, " V"]
+    """Class of a token id that occurs."""
+    per_owner: sparse.csr_array
+    """Tokens of each class in each owner, O by classes."""
+
+    @property
+    def n_tokens(self) -> Float64[np.ndarray, " O"]:
+        """Tokens of each owner."""
+        return np.asarray(self.per_owner.sum(axis=1)).ravel().astype(float)
+
+    @classmethod
+    def of(cls, run: Run, owner: Owner, n_owners: int) -> "TokenClasses":
+        """Classes of all owned tokens of a run."""
+        pairs = _owner_by_token(run, owner, n_owners)
+        seen = np.asarray(pairs.sum(axis=0)).ravel() > 0
+        return cls(np.cumsum(seen) - 1, pairs.tocsc()[:, seen].tocsr())
+
+    def owner(self, owner: Owner) -> Owner:
+        """Count a token for its class, if `owner` counts it at all."""
+        return lambda batch: np.where(owner(batch) >= 0, self.class_of[batch.token_id], -1)
+
+    def expected(self, run: Run, layer: int, owner: Owner) -> Float64[np.ndarray, "O E"]:
+        """Choices each owner would make if routing followed from the token class alone."""
+        counts = count_choices(run, layer, self.owner(owner), self.per_owner.shape[1])
+        return self.spread(counts)
+
+    def spread(self, counts: Real[np.ndarray, "N C"]) -> Float64[np.ndarray, "O C"]:
+        """Counts by token class, shared among the owners in proportion to their tokens of the class."""
+        tokens = np.asarray(self.per_owner.sum(axis=0)).ravel()
+        return self.per_owner @ (counts / np.maximum(tokens, 1)[:, None])
+
+
+def _owner_by_token(run: Run, owner: Owner, n_owners: int) -> sparse.csr_array:
+    total = sparse.csr_array((n_owners, run.spec.vocab_size))
+    for owners, tokens in _owned_tokens(run, owner):
+        total += sparse.csr_array((np.ones(len(owners)), (owners, tokens)), shape=total.shape)
+    return total
+
+
+def _owned_tokens(run: Run, owner: Owner) -> Iterator[tuple[Integer[np.ndarray, " N"], Integer[np.ndarray, " N"]]]:
+    for batch in run.batches(layers=[]):
+        owners = owner(batch)
+        yield owners[owners >= 0], batch.token_id[owners >= 0]

@@ -1,0 +1,191 @@
+"""Whether experts prefer a kind of reasoning step, or a family of problems, beyond the words these are written in.
+
+For each layer and class of text (a step label, or a problem family):
+
+1. sort tokens into classes by token id (`TokenClasses`);
+2. expect of every step what its tokens alone would choose: the expert's rate in each token class, over the whole run;
+3. take the difference, chosen minus expected, summed over each whole step (or sequence);
+4. for step labels, also take out what the problem as a whole does, in proportion to the length of its steps;
+5. sum over the steps (sequences) of the label (family), and compare with the same sum after shuffling labels over whole
+   steps inside each problem (families over sequences), tokens and routing fixed;
+6. for the effect, scale the difference up by how much of the label itself is left after the same adjustment: it then speaks
+   of the label against the other steps of the same problems, at equal tokens;
+7. where too few rows reach the smallest p for any of them to survive the correction, test those with a p near it again, with
+   more permutations.
+
+What a test rejects: that labels (families) are exchangeable given the tokens, their routing and the problem. Steps that
+differ because they stand early or late in a solution, or in their length, are not exchangeable either; neither is a family
+that differs in format. Tokens that occur in one class alone say nothing: their meaning and their form cannot be told apart.
+A preference is not a cause: see `causal`.
+"""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Integer
+
+from ling_probe import stats
+from ling_probe.analysis.classified import (
+    Choices,
+    Classified,
+    classified_families,
+    classified_steps,
+    expected_choices,
+)
+from ling_probe.analysis.counting import sum_by
+from ling_probe.errors import UsageError
+from ling_probe.run import Run
+
+DISCOVERY = 0.05
+"""Corrected p below which a row counts as found."""
+RETEST = 20_000
+"""Permutations of the second test."""
+LEAST_OVERLAP = 0.1
+"""With less of a class's tokens to compare there is no effect, no interval and no p: its words give it away."""
+_SLICE = 1000
+"""Permutations held at a time in the second test."""
+
+
+def label_specialisation(run: Run, *, permutations: int = 1999, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Which experts prefer which kind of reasoning step, beside what its tokens alone would make of it.
+
+    One row a layer, expert and label. `tokens` of the label, the expert's share of the choices there (`share_in`) and in other
+    steps (`share_out`). `raw_log2_ratio` compares with the expert's rate over all steps: "specialised by token" counts in it.
+    `log2_ratio`, the effect, compares with what the same tokens would choose in other steps of the same problems: what is left
+    is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences, token rates held fixed;
+    `overlap` is the part of the label's tokens that can be compared so; below a tenth there is no effect and no test. `p` is
+    two-sided from whole-step permutation inside each problem, `permutations` says how many; `q` corrects over all tested rows
+    (Benjamini-Hochberg).
+
+    Args:
+        run: A run whose benchmark has step labels.
+        permutations: Shuffles of the first test.
+        draws: Bootstrap samples of the interval.
+        seed: Of shuffles and samples.
+
+    Raises:
+        UsageError: The run has no step labels.
+    """
+    return _specialisation(run, classified_steps(run), permutations, draws, seed)
+
+
+def family_specialisation(run: Run, *, permutations: int = 1999, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Which experts prefer which family of problems, beside what its tokens alone would make of it.
+
+    Columns as in `label_specialisation`, with `family` for `label`. Completion tokens count; the null shuffles families over
+    whole sequences.
+
+    Raises:
+        UsageError: The run has fewer than two families, or no completions.
+    """
+    return _specialisation(run, classified_families(run), permutations, draws, seed)
+
+
+def _specialisation(run: Run, classified: Classified, permutations: int, draws: int, seed: int) -> pd.DataFrame:
+    if permutations < 1 or draws < 1:
+        raise UsageError(f"{permutations} permutations and {draws} bootstrap draws: both must be at least 1")
+    shuffled = stats.permute_labels(classified.codes, blocks=classified.blocks, draws=permutations, seed=seed)
+    weights = stats.bootstrap_weights(len(run.sequences), draws=draws, seed=seed)
+    tables = []
+    for layer in run.spec.routed_layers:
+        choices = expected_choices(run, layer, classified)
+        for code in range(len(classified.names)):
+            table = _class_table(choices, classified, code, weights)
+            p = stats.permutation_p(_exceeding(choices, classified, code, shuffled), permutations)
+            tables.append(table.assign(layer=layer, p=np.where(table["log2_ratio"].notna(), p, np.nan)))
+    table = pd.concat(tables, ignore_index=True).assign(permutations=permutations)
+    table = _tested_again(run, classified, table, seed).assign(seed=seed)
+    table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
+    front = ["layer", "expert", classified.kind]
+    back = ["p", "q", "seed", "permutations"]
+    return table[[*front, *(name for name in table.columns if name not in {*front, *back}), *back]]
+
+
+def _class_table(choices: Choices, classified: Classified, code: int, weights: Float64[np.ndarray, "B S"]) -> pd.DataFrame:
+    inside, n_tokens = classified.codes == code, classified.tokens.n_tokens
+    observed, others = choices.observed[inside].sum(axis=0), choices.observed[~inside].sum(axis=0)
+    by_rate = (observed + others) * n_tokens[inside].sum() / n_tokens.sum()
+    log2_ratio, low, high = _adjusted_ratio(choices, classified, code, weights)
+    return pd.DataFrame(
+        {
+            "expert": np.arange(len(observed)),
+            classified.kind: classified.names[code],
+            "tokens": int(n_tokens[inside].sum()),
+            "share_in": observed / max(observed.sum(), 1.0),
+            "share_out": others / max(others.sum(), 1.0),
+            "raw_log2_ratio": stats.log2_ratio(observed, by_rate),
+            "log2_ratio": log2_ratio,
+            "ci_low": low,
+            "ci_high": high,
+            "overlap": classified.comparable[inside, code].sum() / max(n_tokens[inside].sum(), 1.0),
+        }
+    )
+
+
+def _adjusted_ratio(
+    choices: Choices, classified: Classified, code: int, weights: Float64[np.ndarray, "B S"]
+) -> tuple[Float64[np.ndarray, " E"], Float64[np.ndarray, " E"], Float64[np.ndarray, " E"]]:
+    """Effect size with the bounds of its interval.
+
+    The residual holds the effect only for the tokens that can be compared; it is scaled up to all of them.
+    """
+    inside, n_sequences = classified.codes == code, weights.shape[1]
+    pieces = (
+        choices.observed[inside],
+        (choices.observed - choices.expected)[inside],
+        classified.tokens.n_tokens[inside, None],
+        classified.comparable[inside, code][:, None],
+    )
+    every = np.concatenate([np.ones((1, n_sequences)), weights])
+    observed, residual, tokens, comparable = (
+        every @ sum_by(piece, classified.sequence[inside], n_sequences) for piece in pieces
+    )
+    if comparable[0, 0] < max(LEAST_OVERLAP * tokens[0, 0], 1.0):
+        unknown = np.full(observed.shape[1], np.nan)
+        return unknown, unknown, unknown
+    # A bootstrap sample may hold next to nothing that can be compared; it is not scaled up without end.
+    scale = tokens / np.maximum(comparable, LEAST_OVERLAP * tokens / 2 + 1e-9)
+    ratio = stats.log2_ratio(observed, observed - residual * scale)
+    return ratio[0], *stats.percentile_interval(ratio[1:])
+
+
+def _exceeding(
+    choices: Choices, classified: Classified, code: int, shuffled: Integer[np.ndarray, "B O"]
+) -> Integer[np.ndarray, " E"]:
+    residual = choices.observed - choices.expected
+    return stats.count_exceeding(residual, classified.codes == code, shuffled == code)
+
+
+def _tested_again(run: Run, classified: Classified, table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The table with a finer p where the first test's smallest is too coarse for any row to be found.
+
+    Rows are chosen by the first test and get their p from fresh permutations alone.
+    """
+    near = (table["p"] < 10 * table["p"].min()).to_numpy()
+    found = stats.benjamini_hochberg(table["p"].to_numpy()) < DISCOVERY
+    floor = 1 / (table["permutations"].iloc[0] + 1)
+    if found.any() or not near.any() or table["p"].min() > floor or floor < 1 / RETEST:
+        return table
+    rows = table[near]
+    columns = [
+        (choices.observed - choices.expected)[:, group["expert"].to_numpy()]
+        for layer, group in rows.groupby("layer", sort=False)
+        for choices in [expected_choices(run, int(layer), classified)]
+    ]
+    exceeding = _retest(np.concatenate(columns, axis=1), rows[classified.kind].to_numpy(dtype=str), classified, seed)
+    again = table.copy()
+    again.loc[near, "p"] = stats.permutation_p(exceeding, RETEST)
+    again.loc[near, "permutations"] = RETEST
+    return again
+
+
+def _retest(
+    values: Float64[np.ndarray, "O R"], names: np.ndarray, classified: Classified, seed: int
+) -> Integer[np.ndarray, " R"]:
+    """For each column of residuals and its class, how many of `RETEST` permutations exceed it."""
+    exceeding = np.zeros(values.shape[1], dtype=np.int64)
+    for number in range(RETEST // _SLICE):
+        shuffled = stats.permute_labels(classified.codes, blocks=classified.blocks, draws=_SLICE, seed=[seed, number])
+        for code, name in enumerate(classified.names):
+            mine = names == name
+            exceeding[mine] += stats.count_exceeding(values[:, mine], classified.codes == code, shuffled == code)
+    return exceeding

@@ -1,0 +1,373 @@
+"""The command line: thin verbs over the package. Nothing heavy is imported before a verb needs it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ling_probe.errors import LingProbeError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ling_probe.model.load import LoadedLing
+    from ling_probe.run import Run
+
+app = typer.Typer(
+    name="ling-probe",
+    help="See, test and change which experts a Ling 2.0 model routes to while it reasons.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, markup=False)
+
+
+class DtypeName(StrEnum):
+    """Weight types a model can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped checkpoint (ling-tiny).")]
+BenchmarkName = Annotated[str, typer.Argument(help="A shipped benchmark (stepbench) or a .jsonl file.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print rows as JSON lines instead of a table.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own on a GPU, float32 on the CPU.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+BatchTokens = Annotated[int, typer.Option(help="Padded tokens of one forward pass.", min=1)]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where the run and its report go.")] = Path("runs/demo"),
+    limit: Limit = None,
+) -> None:
+    """Run the shipped model on the shipped benchmark, analyse it, and write the report."""
+    loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
+    run = _record(loaded, "stepbench", folder, split="test", limit=limit, max_new_tokens=200, resume=True)
+    from ling_probe.report import write_report
+
+    with out.status("analysing"):
+        page = write_report(run, folder)
+    _print_headline(json.loads((folder / "report.json").read_text(encoding="utf-8"))["headline"])
+    out.print(f"\nreport    {page}\nexplorer  ling-probe explore {folder}")
+
+
+@app.command()
+def capture(
+    model: Model,
+    benchmark: BenchmarkName,
+    folder: Annotated[Path, typer.Option("--out", help="The run folder to make.")],
+    split: Split = "test",
+    limit: Limit = None,
+    generate: Annotated[
+        int, typer.Option(help="Complete each prompt greedily with at most so many tokens; 0 reads the given solutions.", min=0)
+    ] = 0,
+    keep: Annotated[list[str] | None, typer.Option(help="What to keep beside experts and loss: logits.")] = None,
+    prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
+    solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
+    answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
+    batch_tokens: BatchTokens = 8192,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    revision: Revision = None,
+) -> None:
+    """Run a benchmark through a model and record what its routers choose."""
+    fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
+    _check_out(folder, resume=resume)
+    _read(benchmark, split=split, limit=limit, **fields)
+    loaded = _load(model, revision, device, dtype)
+    run = _record(
+        loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
+        keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
+    )  # fmt: skip
+    _print_run(run)
+
+
+@app.command()
+def inspect(
+    folder: RunFolder,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its recorded digest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run holds."""
+    from ling_probe.run import Run
+
+    run = Run.open(folder)
+    if verify:
+        run.verify()
+    if as_json:
+        sys.stdout.write(json.dumps(_facts(run) | ({"verified": True} if verify else {})) + "\n")
+        return
+    _print_run(run)
+    if verify:
+        out.print("every file is as it was written")
+
+
+@app.command()
+def analyze(
+    folder: Annotated[Path | None, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Analyses by name, or all.", metavar="NAME...")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the analyses and the questions they answer.")] = False,
+    rows: Annotated[int, typer.Option(help="Rows of each printed table.", min=1)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Answer questions about a run."""
+    from ling_probe.analysis import ANALYSES
+
+    if show_list:
+        _print_rows("analyses", [{"name": name, "question": each.question} for name, each in ANALYSES.items()], as_json=as_json)
+        return
+    if folder is None or not names:
+        raise UsageError("name a run and an analysis: ling-probe analyze RUN NAME (--list shows them, all runs every one)")
+    from ling_probe.run import Run
+
+    run = Run.open(folder)
+    if unknown := [name for name in names if name != "all" and name not in ANALYSES]:
+        raise UsageError(f'no analysis "{unknown[0]}"; these there are: {", ".join(ANALYSES)}, or all')
+    for name in ANALYSES if "all" in names else names:
+        analysis = ANALYSES[name]
+        table = analysis.order(analysis.function(run))
+        if as_json:
+            table = table.assign(analysis=name)
+        _print_frame(analysis.question, table, as_json=as_json, rows=rows)
+
+
+@app.command()
+def report(
+    folder: RunFolder,
+    into: Annotated[Path | None, typer.Option("--out", help="Folder of the report; the run's own if left out.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Analyses by name; all if left out.")] = None,
+) -> None:
+    """Write the report of a run: one offline page, Markdown, and every table as CSV and JSON."""
+    from ling_probe.report import DEFAULT, write_report
+    from ling_probe.run import Run
+
+    run = Run.open(folder)
+    with out.status("analysing"):
+        page = write_report(run, into or folder, analyses=tuple(only) if only else DEFAULT)
+    out.print(str(page), soft_wrap=True)
+
+
+@app.command()
+def explore(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.", metavar="RUN")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port of the local page.", min=1, max=65535)] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+) -> None:
+    """Open the explorer on a run; it listens on this machine only, unless told otherwise."""
+    import subprocess
+
+    from ling_probe.shipping import app_path
+
+    _check_explorable(folder)
+    command = [sys.executable, "-m", "streamlit", "run", str(app_path("explorer.py"))]
+    command += ["--server.address", host, "--server.port", str(port), "--server.headless", str(not browser).lower()]
+    command += ["--browser.gatherUsageStats", "false", "--", str(folder)]
+    out.print(f"explorer  http://{host}:{port}", soft_wrap=True)
+    try:
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    benchmark: Annotated[str, typer.Argument(help="A shipped benchmark or a .jsonl file.")] = "stepbench",
+    split: Split = "test",
+    limit: Limit = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.", min=1)] = 200,
+    batch_tokens: BatchTokens = 8192,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    as_json: Json = False,
+) -> None:
+    """Solve a benchmark by greedy generation: exact answers by family, and the balance of the experts."""
+    from ling_probe.evaluate import evaluate as run_evaluation
+
+    problems = _read(benchmark, split=split, limit=limit)
+    loaded = _load(model, None, device, dtype, quiet=as_json)
+    with Console(stderr=True).status("solving"):
+        found = run_evaluation(loaded, problems.records, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+    title = f"{loaded.spec.name} on {problems.name} {problems.split}"
+    for table, name in ((found.accuracy, "exact answers"), (found.balance, "balance")):
+        _print_frame(f"{title}: {name}", table.assign(table=name) if as_json else table, as_json=as_json)
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make.")],
+    preset: Annotated[str, typer.Option(help="A recipe by name.")] = "ling-tiny",
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps of the recipe.", min=1)] = None,
+    snapshot: Annotated[list[float] | None, typer.Option(help="Fractions of the training at which to save a copy.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Train a small Ling 2.0 from scratch on stepbench, balanced through the router bias."""
+    from ling_probe.train import PRESETS
+    from ling_probe.train import train as run_training
+
+    if preset not in PRESETS:
+        raise UsageError(f'no recipe "{preset}"; there is {", ".join(PRESETS)}')
+    for line in run_training(PRESETS[preset], folder, device=device, snapshots=tuple(snapshot or ()), stop_after=steps):
+        out.print(
+            f"step {line['step']:>6}  loss {line['loss']:.4f}  solution {line['solution_loss']:.4f}  "
+            f"MaxVio {max(line['max_vio']):.2f}  dead {sum(line['dead'])}  tokens {line['tokens']:,}  {line['seconds']:.0f} s"
+        )
+    out.print(f"saved to {folder}", soft_wrap=True)
+
+
+def _check_out(folder: Path, *, resume: bool) -> None:
+    """Refuse an occupied folder before minutes are spent on loading."""
+    if folder.exists() and not resume:
+        from ling_probe.errors import RunError
+
+        raise RunError(f"{folder} exists already and is left as it is; give --out a new folder, or --resume an interrupted run")
+
+
+def _check_explorable(folder: Path) -> None:
+    if (folder / "run.json").is_file() or not folder.is_dir():
+        from ling_probe.run import Run
+
+        Run.open(folder)
+
+
+def _read(name: str, **options: Any) -> Any:
+    from ling_probe.benchmarks import read_benchmark
+
+    return read_benchmark(name, **options)
+
+
+def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False) -> "LoadedLing":
+    with Console(stderr=True).status("loading"):
+        import transformers
+
+        from ling_probe.model.load import load_native
+
+        transformers.utils.logging.disable_progress_bar()
+        loaded = load_native(name, revision=revision, device=device, dtype=dtype.value)
+    if not quiet:
+        out.print(f"routing of {loaded.spec.name} re-derived by the rule: {loaded.verification}", soft_wrap=True)
+    return loaded
+
+
+def _record(loaded: "LoadedLing", benchmark: str, folder: Path, *, split: str, limit: int | None, **options: Any) -> "Run":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ling_probe.recording import record
+
+    fields = {name: options.pop(name) for name in list(options) if name.endswith("_field")}
+    problems = _read(benchmark, split=split, limit=limit, **fields)
+    columns = (TextColumn("capturing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("capturing", total=len(problems.records))
+        return record(loaded, problems, folder, progress=lambda done: bar.update(task, completed=done), **options)
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    manifest = run.manifest
+    tokens = sum(part.tokens for part in manifest.parts)
+    size = sum(path.stat().st_size for path in (run.folder / "parts").rglob("tokens.parquet"))
+    check = manifest.model.get("verification") or {}
+    return {
+        "run": str(run.folder),
+        "state": manifest.state,
+        "model": run.spec.name,
+        "routed_layers": list(run.spec.routed_layers),
+        "experts": run.spec.n_experts,
+        "top_k": run.spec.top_k,
+        "benchmark": manifest.benchmark.get("name"),
+        "split": manifest.benchmark.get("split"),
+        "mode": manifest.options.get("mode"),
+        "sequences": sum(part.sequences for part in manifest.parts),
+        "steps": sum(part.steps for part in manifest.parts),
+        "tokens": tokens,
+        "bytes_per_token": round(size / tokens, 1) if tokens else None,
+        "parts": len(manifest.parts),
+        "interventions": len(manifest.interventions),
+        "verification": f"{check.get('differ')} of {check.get('choices')} differ" if check else None,
+        "created": manifest.created,
+    }
+
+
+def _print_run(run: "Run") -> None:
+    for name, value in _facts(run).items():
+        out.print(f"{name:<16}{_clean(str(value))}", soft_wrap=True)
+
+
+def _print_headline(first: dict[str, Any]) -> None:
+    what = f"{_clean(first['model'])} on {_clean(first['benchmark'])}"
+    out.print(f"\n{what}: {first['sequences']:,} problems, {first['tokens']:,} tokens")
+    for row in first["accuracy"]:
+        out.print(
+            f"  {_clean(row['family']):<12}{row['correct']:>4} of {row['judged']} correct"
+            f"  ({row['share']:.1%}, 95 % interval {row['ci_low']:.1%} to {row['ci_high']:.1%})"
+        )
+    out.print("most specialised experts (choices in steps of a kind, over what their tokens would make of them)")
+    for row in first["specialised"]:
+        low, high = 2 ** row["ci_low"], 2 ** row["ci_high"]
+        out.print(
+            f"  layer {row['layer']} expert {row['expert']:<4}{_clean(row['label']):<14}x{2 ** row['log2_ratio']:.2f}"
+            f"  (95 % interval {low:.2f} to {high:.2f}), corrected p {row['q']:.2g}"
+        )
+    out.print(f"  {_clean(first['specialised_note'])}", soft_wrap=True)
+
+
+def _print_frame(title: str, table: "pd.DataFrame", *, as_json: bool, rows: int | None = None) -> None:
+    if as_json:
+        sys.stdout.write(table.to_json(orient="records", lines=True))
+        return
+    shown = table if rows is None else table.head(rows)
+    caption = f"{len(shown)} of {len(table)} rows" if len(shown) < len(table) else None
+    _print_rows(title, shown.to_dict("records"), as_json=False, caption=caption)
+
+
+def _print_rows(title: str, rows: Sequence[dict[Any, Any]], *, as_json: bool, caption: str | None = None) -> None:
+    if as_json:
+        sys.stdout.writelines(json.dumps(row) + "\n" for row in rows)
+        return
+    table = Table(title=title, caption=caption, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(str(column), justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else _clean(str(value)) for value in row.values()))
+    # A pipe has no width of its own: print every column whole rather than cut at 80.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _clean(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def main() -> None:
+    """Run the command line; our own errors and the system's refusals are one line and exit status 2."""
+    try:
+        app()
+    except LingProbeError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"ling-probe: {_clean(' '.join(message.split()))}\n")
+    raise SystemExit(2)

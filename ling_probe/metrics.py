@@ -1,0 +1,150 @@
+"""Arrays in, arrays out: how evenly a router spreads its tokens over its experts.
+
+Every function reduces the last axis, experts, and keeps the others. A row without tokens gives NaN, never a made-up zero.
+Nothing here knows a run, a table or a figure; how sure a number is belongs to `stats`.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Integer, Real
+
+RARE = 0.1
+"""An expert is rare below this part of the even share."""
+_SIMULATED_TOKENS = 4096
+"""Above this many tokens the floors shrink as one over the square root of the tokens; the error is under 4 %."""
+_SIMULATED_VALUES = 2**25
+"""Random numbers spent on a floor, shared among its repeats."""
+
+
+def load_share(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows E"]:
+    """Share of all choices that went to each expert.
+
+    >>> load_share(np.array([3, 1, 0, 0]))
+    array([0.75, 0.25, 0.  , 0.  ])
+    """
+    total = counts.sum(axis=-1, keepdims=True).astype(float)
+    return counts / np.where(total > 0, total, np.nan)
+
+
+def log2_load_ratio(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows E"]:
+    """Load over the even share, in log2; half a choice is added to both so that an unused expert stays finite.
+
+    >>> log2_load_ratio(np.array([10, 10])).tolist()
+    [0.0, 0.0]
+    """
+    total = counts.sum(axis=-1, keepdims=True).astype(float)
+    even = np.where(total > 0, total, np.nan) / counts.shape[-1]
+    return np.log2((counts + 0.5) / (even + 0.5))
+
+
+def load_entropy(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Entropy of the load as a fraction of its maximum, log E: 1 is perfectly even, 0 is one expert taking every token.
+
+    >>> load_entropy(np.array([[1, 1, 1, 1], [4, 0, 0, 0]]))
+    array([1., 0.])
+    """
+    return _entropy(counts) / np.log(counts.shape[-1])
+
+
+def effective_experts(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Number of evenly used experts with the same entropy, exp H; between 1 and E.
+
+    >>> effective_experts(np.array([5, 5, 0, 0])).round(6)
+    np.float64(2.0)
+    """
+    return np.exp(_entropy(counts))
+
+
+def gini(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Gini coefficient of the load: 0 is perfectly even, 1 - 1/E is one expert taking every token.
+
+    >>> gini(np.array([[2, 2, 2, 2], [8, 0, 0, 0]]))
+    array([0.  , 0.75])
+    """
+    n = counts.shape[-1]
+    rank = 2 * np.arange(1, n + 1) - n - 1
+    return (np.sort(load_share(counts), axis=-1) * rank).sum(axis=-1) / n
+
+
+def max_vio(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Maximal violation of balance: the highest load over the even share, minus 1 (Wang et al. 2024, arXiv 2408.15664).
+
+    >>> max_vio(np.array([3, 1, 0, 0]))
+    np.float64(2.0)
+    """
+    return load_share(counts).max(axis=-1) * counts.shape[-1] - 1
+
+
+def load_variation(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Coefficient of variation of the load: standard deviation over the experts divided by their mean.
+
+    >>> load_variation(np.array([4, 0]))
+    np.float64(1.0)
+    """
+    return load_share(counts).std(axis=-1) * counts.shape[-1]
+
+
+def dead_experts(counts: Real[np.ndarray, "*rows E"]) -> Integer[np.ndarray, "*rows"]:
+    """How many experts were never chosen.
+
+    >>> dead_experts(np.array([[3, 1, 0, 0], [1, 1, 1, 1]]))
+    array([2, 0])
+    """
+    return (counts == 0).sum(axis=-1)
+
+
+def rare_experts(counts: Real[np.ndarray, "*rows E"]) -> Integer[np.ndarray, "*rows"]:
+    """How many experts were chosen less than a tenth as often as the even share; dead ones are among them.
+
+    >>> rare_experts(np.array([50, 48, 2, 0]))
+    np.int64(2)
+    """
+    return (counts < RARE * counts.mean(axis=-1, keepdims=True)).sum(axis=-1)
+
+
+def _entropy(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    share = load_share(counts)
+    return 0.0 - (share * np.log(np.where(share > 0, share, 1.0))).sum(axis=-1)
+
+
+class BalanceFloor(NamedTuple):
+    """What sampling noise alone makes of a router with no preference at all."""
+
+    gini: float
+    max_vio: float
+
+
+@lru_cache(maxsize=64)
+def balance_floor(
+    n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
+) -> BalanceFloor:
+    """Mean Gini and MaxVio of a perfectly balanced router after so many tokens: a load no more uneven than this shows nothing.
+
+    Choice scores are drawn independently and evenly and pass through the group-limited choice. Tokens are independent here;
+    real ones cluster, so the floor of a real run lies somewhat higher. No tokens give NaN. Takes a second at 256 experts.
+    """
+    if tokens == 0:
+        return BalanceFloor(np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    simulated = min(tokens, _SIMULATED_TOKENS)
+    repeats = int(np.clip(_SIMULATED_VALUES // (simulated * n_experts), 4, 400))
+    counts = np.stack([_balanced_counts(rng, simulated, n_experts, top_k, n_groups, topk_groups) for _ in range(repeats)])
+    shrink = np.sqrt(simulated / tokens)
+    return BalanceFloor(float(gini(counts).mean() * shrink), float(max_vio(counts).mean() * shrink))
+
+
+def _balanced_counts(
+    rng: np.random.Generator, tokens: int, n_experts: int, top_k: int, n_groups: int, topk_groups: int
+) -> Integer[np.ndarray, " E"]:
+    score = rng.random((tokens, n_groups, n_experts // n_groups), dtype=np.float32)
+    if topk_groups < n_groups:
+        score[~_best(np.partition(score, -2, axis=-1)[..., -2:].sum(axis=-1), topk_groups)] = -1
+    return _best(score.reshape(tokens, n_experts), top_k).sum(axis=0)
+
+
+def _best(score: Real[np.ndarray, "T N"], k: int) -> Bool[np.ndarray, "T N"]:
+    chosen = np.zeros(score.shape, dtype=bool)
+    np.put_along_axis(chosen, np.argpartition(score, -k, axis=-1)[:, -k:], values=True, axis=-1)
+    return chosen

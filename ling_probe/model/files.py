@@ -1,0 +1,215 @@
+"""What a checkpoint folder holds, read from headers alone: found, whole, and fitting its configuration."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ling_probe.errors import CheckpointError, ConfigError
+from ling_probe.model.config import LingConfig
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+"""Checkpoints that come with the package."""
+_NEXTN = re.compile(r"^model\.layers\.(\d+)\.eh_proj\.")
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose files are whole."""
+
+    name: str
+    """What the user called it."""
+    folder: Path
+    config: LingConfig
+    """With ``num_hidden_layers`` counting decoder layers only."""
+    files: tuple[Path, ...]
+    """The safetensors files, in name order."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of every stored tensor, by original name."""
+
+
+def find_checkpoint(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Find, and check without loading, a checkpoint.
+
+    Args:
+        name_or_path: A folder, the name of a shipped checkpoint, or a repository on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: Not found, or a file is missing, truncated or lacks a tensor.
+        ConfigError: Not a Ling 2.0 that we can run.
+    """
+    folder = _folder(str(name_or_path), revision)
+    values = _read_json(folder / "config.json")
+    config = _config(values, folder)
+    files = _weight_files(folder)
+    shapes = {name: shape for file in files for name, shape in _header(file).items()}
+    _leave_out_next_token_layers(config, shapes)
+    _check_tensors(config, shapes, folder)
+    return Checkpoint(str(name_or_path), folder, config, files, shapes)
+
+
+def weight_digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 over the bytes of the weight files in name order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def expected_shapes(config: LingConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the decoder of this configuration needs, by original name."""
+    d, head = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes = {"model.word_embeddings.weight": (config.vocab_size, d), "model.norm.weight": (d,)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}input_layernorm.weight": (d,), f"{layer}post_attention_layernorm.weight": (d,)}
+        shapes |= {f"{layer}attention.query_key_value.weight": (q + 2 * kv, d), f"{layer}attention.dense.weight": (d, q)}
+        if config.use_qkv_bias:
+            shapes[f"{layer}attention.query_key_value.bias"] = (q + 2 * kv,)
+        if config.use_bias:
+            shapes[f"{layer}attention.dense.bias"] = (d,)
+        if config.use_qk_norm:
+            shapes |= {f"{layer}attention.{which}_layernorm.weight": (head,) for which in ("query", "key")}
+        shapes |= _feed_forward_shapes(config, f"{layer}mlp.", routed=i >= config.first_k_dense_replace)
+    return shapes
+
+
+def _feed_forward_shapes(config: LingConfig, prefix: str, *, routed: bool) -> dict[str, tuple[int, ...]]:
+    d = config.hidden_size
+
+    def swiglu(name: str, width: int) -> dict[str, tuple[int, ...]]:
+        return {
+            f"{name}gate_proj.weight": (width, d),
+            f"{name}up_proj.weight": (width, d),
+            f"{name}down_proj.weight": (d, width),
+        }
+
+    if not routed:
+        return swiglu(prefix, config.intermediate_size)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}gate.weight": (config.num_experts, d),
+        f"{prefix}gate.expert_bias": (config.num_experts,),
+    }
+    for expert in range(config.num_experts):
+        shapes |= swiglu(f"{prefix}experts.{expert}.", config.moe_intermediate_size)
+    if config.num_shared_experts:
+        shapes |= swiglu(f"{prefix}shared_experts.", config.moe_intermediate_size * config.num_shared_experts)
+    return shapes
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if (SHIPPED / name / "config.json").is_file() and "/" not in name:
+        return SHIPPED / name
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+        return _download(name, revision)
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
+    raise CheckpointError(
+        f"no checkpoint at {name}; give a folder, a hub repository (owner/name), or a shipped one ({shipped})"
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(f"{name} is no folder here and the hub did not give it ({reason})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; a checkpoint folder needs one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def _config(values: dict[str, Any], folder: Path) -> LingConfig:
+    if values.get("quantization_config"):
+        raise ConfigError(f"{folder} holds quantised weights; this version reads bf16, fp16 and fp32 checkpoints")
+    if not values.get("architectures"):
+        raise ConfigError(f'{folder / "config.json"} names no "architectures"; Ling 2.0 says ["BailingMoeV2ForCausalLM"]')
+    try:
+        config = LingConfig.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{folder / 'config.json'}: {reason}") from None
+    config._name_or_path = str(folder)
+    return config
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{index} points outside its folder")
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing[:3]) or 'weights'}; only safetensors weights are read")
+    return tuple(folder / name for name in names)
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, once its length is what its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(f"{file} is truncated or no safetensors file: {size:,} bytes")
+        try:
+            entries: dict[str, Any] = json.loads(stream.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise CheckpointError(f"{file} has a damaged safetensors header") from None
+    entries.pop("__metadata__", None)
+    needed = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size != needed:
+        raise CheckpointError(f"{file} is truncated: {size:,} bytes found, its header promises {needed:,}")
+    return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+
+
+def _leave_out_next_token_layers(config: LingConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Let ``num_hidden_layers`` count decoder layers only: Ring checkpoints count next-token-prediction layers inside it."""
+    nextn = sorted(int(match[1]) for name in shapes if (match := _NEXTN.match(name)))
+    if nextn and nextn[0] < config.num_hidden_layers:
+        config.num_hidden_layers = nextn[0]
+    config.num_nextn_predict_layers = len(nextn)
+
+
+def _check_tensors(config: LingConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    expected = expected_shapes(config)
+    if missing := [name for name in expected if name not in shapes]:
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(expected)} tensors, first {missing[0]}")
+    if wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
+        name = wrong[0]
+        raise CheckpointError(f"{folder}: {name} is {list(shapes[name])}; config.json asks for {list(expected[name])}")
+    layers = {int(match[1]) for name in shapes if (match := _LAYER.match(name))}
+    allowed = config.num_hidden_layers + config.num_nextn_predict_layers
+    if layers and max(layers) >= allowed:
+        raise CheckpointError(f"{folder} holds layer {max(layers)}; config.json counts {allowed} layers")

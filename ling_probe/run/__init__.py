@@ -1,0 +1,16 @@
+"""A run on disk: a manifest and parts of plain Parquet, the one thing that passes from capture to analysis.
+
+    run.json                        what was run on what, and the parts with their digests
+    parts/00000/sequences.parquet   one row a sequence
+    parts/00000/steps.parquet       one row a reasoning step
+    parts/00000/tokens.parquet      one row a token; per routed layer L experts_L, weights_L, and what else was kept
+
+`manifest` is what run.json says, `tables` what the Parquet files hold, `store` the folder: whole parts or none, resume, reading
+by columns.
+"""
+
+from ling_probe.run.manifest import SCHEMA, Manifest, Part
+from ling_probe.run.store import Run
+from ling_probe.run.tables import TokenBatch
+
+__all__ = ["SCHEMA", "Manifest", "Part", "Run", "TokenBatch"]

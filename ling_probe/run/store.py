@@ -1,0 +1,259 @@
+"""The run folder: created once, appended to part by part, resumed, and read by columns."""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import pyarrow as pa
+
+from ling_probe.errors import RunError, UsageError
+from ling_probe.interventions import Intervention, check_all
+from ling_probe.run.manifest import (
+    FILES,
+    Manifest,
+    Part,
+    encode,
+    installed_versions,
+    now,
+    read_manifest,
+    sync_folder,
+    write_manifest,
+)
+from ling_probe.run.tables import (
+    SEQUENCES,
+    STEPS,
+    TOKEN_COLUMNS,
+    TokenBatch,
+    file_digest,
+    read_batch,
+    read_table,
+    to_tables,
+    write_table,
+)
+from ling_probe.spec import ModelSpec
+from ling_probe.trace import RoutingTrace
+
+
+class Run:
+    """A folder of traces and its manifest; made by `create` or `open`.
+
+    Any number may read a run while one process writes it. Memory is one part's, whatever the size of the run, except that
+    `sequences` and `steps` hold a row for each.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._sequences: pd.DataFrame | None = None
+        self._done: set[str] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        spec: ModelSpec,
+        model: dict[str, Any],
+        benchmark: dict[str, Any],
+        options: dict[str, Any],
+        interventions: Sequence[Intervention] = (),
+        seed: int = 0,
+    ) -> Self:
+        """An empty open run in a new folder.
+
+        Raises:
+            RunError: The folder exists; nothing in it is touched.
+            InterventionError: The model cannot carry out an intervention.
+            UsageError: A value cannot be written as JSON.
+        """
+        folder = Path(folder)
+        check_all(interventions, spec)
+        manifest = Manifest(
+            created=now(),
+            spec=spec,
+            model=model,
+            benchmark=benchmark,
+            options=options,
+            interventions=tuple(interventions),
+            seed=seed,
+            versions=installed_versions(),
+        )
+        encode(manifest)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise RunError(
+                f"{folder} exists already and is left as it is; name a new folder, or open this one to go on"
+            ) from error
+        (folder / "parts").mkdir()
+        write_manifest(folder, manifest)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """A run that was created before, to read or, while it is not complete, to go on with.
+
+        Raises:
+            RunError: It is no run folder, or run.json is damaged, foreign or too new, or a part is missing.
+        """
+        return cls(Path(folder), read_manifest(Path(folder)))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Geometry of the model that was run."""
+        return self.manifest.spec
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `finish` was called."""
+        return self.manifest.state == "complete"
+
+    @property
+    def done(self) -> AbstractSet[str]:
+        """Ids of the sequences held; resuming skips them."""
+        if self._done is None:
+            self._done = set(self._rows("sequences.parquet", SEQUENCES, ["sequence_id"])["sequence_id"].to_pylist())
+        return self._done
+
+    @property
+    def sequences(self) -> pd.DataFrame:
+        """One row a sequence, 0 to S-1, with the columns of sequences.parquet; `meta` is JSON text."""
+        if self._sequences is None:
+            table = self._rows("sequences.parquet", SEQUENCES).to_pandas()
+            self._sequences = table.astype({"correct": "boolean"})
+        return self._sequences
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row a step: sequence (row in `sequences`), step, label, text, start and stop (positions), correct."""
+        table = self._rows("steps.parquet", STEPS).to_pandas().astype({"correct": "boolean"})
+        table.insert(0, "sequence", self._ids().get_indexer(table.pop("sequence_id")).astype("int32"))
+        return table
+
+    def append(self, traces: Sequence[RoutingTrace]) -> None:
+        """Add one part: it is there whole, or not at all.
+
+        Raises:
+            RunError: The run is complete, was changed by another process, or has one of the sequences already.
+            UsageError: No traces, or some of another spec or with other extras than the run's.
+        """
+        self._check_writable()
+        self._check_traces(traces)
+        self._clear_leftovers()
+        name = f"{len(self.manifest.parts):05d}"
+        tables = to_tables(traces, self.spec)
+        files = self._write_part(name, tables)
+        rows = {file.removesuffix(".parquet"): table.num_rows for file, table in tables.items()}
+        part = Part(name=name, **rows, extras=tuple(sorted(traces[0].extras)), files=files)
+        self._replace(replace(self.manifest, parts=(*self.manifest.parts, part)))
+        if self._done is not None:
+            self._done.update(trace.sequence_id for trace in traces)
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Mark the run complete; nothing can be appended after.
+
+        Raises:
+            RunError: It is complete already, or was changed by another process.
+        """
+        self._check_writable()
+        self._clear_leftovers()
+        self._replace(replace(self.manifest, state="complete", finished=now(), summary=summary))
+
+    def verify(self) -> None:
+        """Compare every file with its recorded digest; reads the whole run.
+
+        Raises:
+            RunError: A file is not what was written.
+        """
+        for part in self.manifest.parts:
+            for name in FILES:
+                path = self.folder / "parts" / part.name / name
+                if not path.is_file() or file_digest(path) != part.files[name]:
+                    raise RunError(f"{self.folder}: {name} of part {part.name} is not what was written; copy the run again")
+
+    def batches(
+        self, *, layers: Sequence[int] | None = None, weights: bool = False, columns: Sequence[str] = ()
+    ) -> Iterator[TokenBatch]:
+        """The tokens, one part at a time; only what is asked for is read.
+
+        Args:
+            layers: Decoder layers, in the order wanted; None is all that are routed.
+            weights: Whether to read the weights of the chosen too.
+            columns: "token", "loss", "sequence_id", or extras that the run kept, such as "logits".
+
+        Raises:
+            UsageError: A layer has no router, or the run has no such column.
+            RunError: A file is damaged.
+        """
+        chosen = self.spec.routed_layers if layers is None else tuple(layers)
+        for layer in chosen:
+            self.spec.row(layer)
+        extras = self.manifest.parts[0].extras if self.manifest.parts else ()
+        if self.manifest.parts and (unknown := set(columns) - {*TOKEN_COLUMNS, *extras}):
+            found = ", ".join([*TOKEN_COLUMNS, *extras])
+            raise UsageError(f"{self.folder} has no column {', '.join(sorted(unknown))}; it has {found}")
+        return self._read_batches(chosen, weights=weights, columns=columns)
+
+    def _read_batches(self, layers: Sequence[int], *, weights: bool, columns: Sequence[str]) -> Iterator[TokenBatch]:
+        ids = self._ids()
+        for part in self.manifest.parts:
+            path = self.folder / "parts" / part.name / "tokens.parquet"
+            yield read_batch(path, self.spec, ids, layers=layers, weights=weights, columns=columns)
+
+    def _ids(self) -> pd.Index:
+        return pd.Index(self.sequences["sequence_id"])
+
+    def _rows(self, file: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+        names = columns or schema.names
+        tables = [read_table(self.folder / "parts" / part.name / file, names) for part in self.manifest.parts]
+        return pa.concat_tables([schema.empty_table().select(names), *tables])
+
+    def _check_writable(self) -> None:
+        if read_manifest(self.folder) != self.manifest:
+            raise RunError(f"{self.folder} was changed by another process since it was opened; let one process write it")
+        if self.is_complete:
+            raise RunError(f"{self.folder} is complete and cannot be added to; create a new run")
+
+    def _check_traces(self, traces: Sequence[RoutingTrace]) -> None:
+        if not traces:
+            raise UsageError(f"no traces to append to {self.folder}; a part holds one at least")
+        extras = self.manifest.parts[0].extras if self.manifest.parts else sorted(traces[0].extras)
+        for trace in traces:
+            if names := [name for name, value in vars(self.spec).items() if value != getattr(trace.spec, name)]:
+                raise UsageError(
+                    f"sequence {trace.sequence_id} is not of {self.spec.name}, the model of {self.folder}: "
+                    f"the specs differ in {', '.join(names)}"
+                )
+            if sorted(trace.extras) != list(extras):
+                found, expected = (", ".join(sorted(names)) or "none" for names in (trace.extras, extras))
+                raise UsageError(f"sequence {trace.sequence_id} has extras {found}; every one of {self.folder} has {expected}")
+        counts = Counter(trace.sequence_id for trace in traces)
+        if repeated := [name for name, count in counts.items() if count > 1 or name in self.done]:
+            raise RunError(f"{self.folder} has sequence {repeated[0]} already; skip what `done` lists")
+
+    def _write_part(self, name: str, tables: dict[str, pa.Table]) -> dict[str, str]:
+        parts = self.folder / "parts"
+        new = parts / f"{name}.new"
+        new.mkdir()
+        files = {file: write_table(table, new / file) for file, table in tables.items()}
+        sync_folder(new)
+        new.rename(parts / name)
+        sync_folder(parts)
+        return files
+
+    def _clear_leftovers(self) -> None:
+        """Remove what an interrupted `append` left: parts that run.json does not list."""
+        listed = {part.name for part in self.manifest.parts}
+        for folder in (self.folder / "parts").iterdir():
+            if re.fullmatch(r"\d{5,}(\.new)?", folder.name) and folder.name not in listed:
+                shutil.rmtree(folder)
+
+    def _replace(self, manifest: Manifest) -> None:
+        write_manifest(self.folder, manifest)
+        self.manifest, self._sequences = manifest, None

@@ -1,0 +1,232 @@
+"""One problem of a run, token by token: the tables behind the explorer's token page, and the chart of one token.
+
+Only the part that holds the problem is opened, and of it only the rows and columns asked for. Texts come out as they were
+recorded; whoever shows them escapes them.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from ling_probe import charts
+from ling_probe.errors import RunError, UsageError
+from ling_probe.run import Run
+from ling_probe.run.tables import read_table
+
+TOKEN_VIEW_COLUMNS = ("position", "token", "segment", "step", "label", "step_correct", "loss")
+"""Columns of `token_table` that do not depend on the layer."""
+
+_GLYPHS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+
+def problem_table(run: Run) -> pd.DataFrame:
+    """One row a sequence, in the order of `Run.sequences`: sequence_id, family, correct; no long texts are read."""
+    names = ["sequence_id", "family", "correct"]
+    tables = [read_table(_file(run, part.name, "sequences"), names) for part in run.manifest.parts]
+    table = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
+    return table.astype({"correct": "boolean"})
+
+
+def problem_facts(run: Run, sequence: int) -> dict[str, Any]:
+    """The row of sequences.parquet of one sequence, by column; `correct` is True, False or None.
+
+    Args:
+        run: The run.
+        sequence: Row in `Run.sequences`.
+
+    Raises:
+        UsageError: There is no such row.
+        RunError: A file is damaged.
+    """
+    part, sequence_id = _find(run, sequence)
+    return _rows(_file(run, part, "sequences"), sequence_id).to_pylist()[0]
+
+
+def token_table(run: Run, sequence: int, *, layer: int) -> pd.DataFrame:
+    """One row a token of one sequence, with what one layer chose for it.
+
+    `position`, `token`, `segment`, `step` (-1 in none) with its `label` and `step_correct`, `loss` (nats, next token, NaN at
+    the last); `expert` leads, which is to have the largest `weight`, not slot 0; `experts` and `weights` hold the K chosen as
+    tuples, largest weight first.
+
+    Args:
+        run: The run.
+        sequence: Row in `Run.sequences`.
+        layer: A decoder layer.
+
+    Raises:
+        UsageError: There is no such row, or the layer has no router.
+        RunError: A file is damaged.
+    """
+    run.spec.row(layer)
+    part, sequence_id = _find(run, sequence)
+    chosen = [f"experts_{layer}", f"weights_{layer}"]
+    rows = _rows(_file(run, part, "tokens"), sequence_id, ["position", "token", "segment", "step", "loss", *chosen])
+    table = rows.drop_columns(chosen).to_pandas().astype({"segment": str})
+    steps = (
+        _rows(_file(run, part, "steps"), sequence_id, ["step", "label", "correct"]).to_pandas().astype({"correct": "boolean"})
+    )
+    table = table.merge(steps.rename(columns={"correct": "step_correct"}), on="step", how="left").fillna({"label": ""})
+    experts, weights, _ = _by_weight(_lists(rows[chosen[0]]), _lists(rows[chosen[1]]))
+    table = table[list(TOKEN_VIEW_COLUMNS)].assign(expert=experts[:, 0], weight=weights[:, 0])
+    table["experts"] = list(map(tuple, experts.tolist()))
+    table["weights"] = list(map(tuple, weights.tolist()))
+    return table
+
+
+def token_layers(run: Run, sequence: int, position: int) -> pd.DataFrame:
+    """Every layer's choice for one token: layer, rank (0 leads), slot (the router's order), expert, weight.
+
+    Args:
+        run: The run.
+        sequence: Row in `Run.sequences`.
+        position: The token's place in its sequence.
+
+    Raises:
+        UsageError: There is no such row or position.
+        RunError: A file is damaged.
+    """
+    part, sequence_id = _find(run, sequence)
+    layers = run.spec.routed_layers
+    names = [f"{kind}_{layer}" for kind in ("experts", "weights") for layer in layers]
+    rows = _rows(_file(run, part, "tokens"), sequence_id, names, ds.field("position") == position)
+    if not rows.num_rows:
+        raise UsageError(f"sequence {sequence_id} of {run.folder} has no position {position}; count from 0")
+    ids = np.concatenate([_lists(rows[f"experts_{layer}"]) for layer in layers])
+    experts, weights, slots = _by_weight(ids, np.concatenate([_lists(rows[f"weights_{layer}"]) for layer in layers]))
+    width = experts.shape[1]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(layers, width),
+            "rank": np.tile(np.arange(width), len(layers)),
+            "slot": slots.ravel(),
+            "expert": experts.ravel(),
+            "weight": weights.ravel(),
+        }
+    )
+
+
+def leading_experts(tokens: pd.DataFrame, *, colours: int = len(charts.PALETTE)) -> pd.DataFrame:
+    """The experts that lead most tokens of a `token_table`, each with a colour of its own: expert, tokens, colour.
+
+    `colour` counts from 0. An expert keeps the colour its number gives it (number modulo colours) unless an expert that leads
+    more tokens has that one, so it looks alike from problem to problem where it can.
+    """
+    counts = tokens["expert"].value_counts().rename_axis("expert").rename("tokens").reset_index()
+    counts = counts.sort_values(["tokens", "expert"], ascending=[False, True]).head(colours)
+    taken: list[int] = []
+    for expert in counts["expert"].tolist():
+        nearest = ((expert + step) % colours for step in range(colours))
+        taken.append(next(colour for colour in nearest if colour not in taken))
+    return counts.assign(colour=taken).reset_index(drop=True)
+
+
+def example_sequence(run: Run, label: str) -> int:
+    """Row of the sequence with the most steps of a label, the first of several.
+
+    Raises:
+        UsageError: No step has the label.
+    """
+    steps = run.steps
+    here = steps.loc[steps["label"] == label, "sequence"]
+    if here.empty:
+        raise UsageError(f'{run.folder} has no step labelled "{label}"')
+    return int(here.mode().iloc[0])
+
+
+def visible_pieces(text: str) -> list[tuple[str, bool]]:
+    r"""A token's text in pieces to show, True where a piece stands for what could not be seen.
+
+    White space becomes a glyph, other characters without a shape (controls, marks that turn the reading direction) their code.
+
+    >>> visible_pieces(" the\n")
+    [('·', True), ('the', False), ('⏎', True)]
+    >>> visible_pieces("a\u202eb")
+    [('a', False), ('‹202E›', True), ('b', False)]
+    """
+    return list(_pieces(text))
+
+
+def layers_figure(table: pd.DataFrame) -> go.Figure:
+    """Layers by rank of a `token_layers` table: the experts one token was sent to, coloured by their weight."""
+    cells = {name: table.pivot(index="layer", columns="rank", values=name) for name in ("weight", "expert")}  # noqa: PD010
+    heat = go.Heatmap(
+        z=cells["weight"].to_numpy(np.float32),
+        x=[f"{place}." for place in range(1, cells["weight"].shape[1] + 1)],
+        y=[str(layer) for layer in cells["weight"].index],
+        text=cells["expert"].to_numpy(),
+        zmin=0,
+        zmax=float(table["weight"].max()),
+        colorscale="Viridis",
+        colorbar={"title": "weight", "thickness": 12},
+        texttemplate="<b>%{text}</b><br>%{z:.2f}",
+        textfont={"size": 11},
+        hovertemplate="layer %{y}, expert %{text}<br>weight %{z:.3f}<extra></extra>",
+        xgap=2,
+        ygap=2,
+    )
+    figure = go.Figure(heat).update_xaxes(title="chosen experts, largest weight first", side="top", type="category")
+    figure.update_yaxes(title="layer", type="category", autorange="reversed")
+    return figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=110 + 36 * len(cells["weight"]),
+        margin={"l": 50, "r": 10, "t": 60, "b": 10},
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    for hidden, letters in groupby(text, key=lambda letter: letter == " " or not letter.isprintable()):
+        if hidden:
+            yield from ((_glyph(letter), True) for letter in letters)
+        else:
+            yield "".join(letters), False
+
+
+def _glyph(letter: str) -> str:
+    return _GLYPHS.get(letter, f"‹{ord(letter):04X}›")
+
+
+def _find(run: Run, sequence: int) -> tuple[str, str]:
+    """Name of the part that holds a sequence, and the sequence's id."""
+    first = 0
+    for part in run.manifest.parts:
+        if first <= sequence < first + part.sequences:
+            ids = read_table(_file(run, part.name, "sequences"), ["sequence_id"])["sequence_id"]
+            return part.name, ids[sequence - first].as_py()
+        first += part.sequences
+    raise UsageError(f"{run.folder} has no sequence {sequence}; it holds {first}, counted from 0")
+
+
+def _file(run: Run, part: str, name: str) -> Path:
+    return run.folder / "parts" / part / f"{name}.parquet"
+
+
+def _rows(path: Path, sequence_id: str, columns: list[str] | None = None, also: ds.Expression | None = None) -> pa.Table:
+    """Rows of one sequence, streamed: memory does not grow with the part."""
+    wanted = ds.field("sequence_id") == sequence_id
+    try:
+        return ds.dataset(path).to_table(columns=columns, filter=wanted if also is None else wanted & also).combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path} cannot be read ({reason}); it is damaged: copy the run again, or capture it again") from error
+
+
+def _lists(column: pa.ChunkedArray) -> np.ndarray:
+    """[N K] of a column of fixed-size lists."""
+    array = column.combine_chunks()
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+
+
+def _by_weight(ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, weights and slots of each row, largest weight first; equal weights keep the router's order."""
+    slots = np.argsort(-weights.astype(np.float32), axis=-1, kind="stable")
+    return np.take_along_axis(ids, slots, -1), np.take_along_axis(weights, slots, -1).astype(np.float32), slots

@@ -1,0 +1,188 @@
+"""One sequence's routing, checked against its model's spec.
+
+The router's own choice is what is recorded: ids in its slot order and the weights it gave them (a silenced expert keeps its
+weight here). Nothing in this file derives a choice from logits; `routing` does, and only to compare.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int16, Int32, UInt8, UInt16
+
+from ling_probe.errors import RoutingMismatch, UsageError
+from ling_probe.spec import ModelSpec
+
+SEGMENTS = ("prompt", "reasoning", "answer", "special")
+"""Names of the segment codes 0..3."""
+
+WEIGHT_TOLERANCE = 1e-2
+"""How far the weights of a choice may sum from the scale, as a share of it: what rounding to 16 bits needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpan:
+    """One reasoning step of a sequence and the tokens it covers."""
+
+    step: int
+    """0-based place among the sequence's steps."""
+    label: str
+    text: str
+    start: int
+    """First position of the step."""
+    stop: int
+    """One past its last position; equal to `start` where no token begins inside the step."""
+    correct: bool | None = None
+    """None where nothing could judge the step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RoutingTrace:
+    """Which experts one sequence used, per token and routed layer.
+
+    Raises:
+        UsageError: Sizes, types, segments or steps do not fit each other or the spec.
+        RoutingMismatch: The recorded choice is none that the spec's router could make.
+    """
+
+    spec: ModelSpec
+    sequence_id: str
+    token_ids: Int32[np.ndarray, "_T"]
+    tokens: tuple[str, ...]
+    """[T] the exact text of each token."""
+    expert_ids: UInt8[np.ndarray, "_T _M _K"] | UInt16[np.ndarray, "_T _M _K"]
+    """Slots in the router's order, best choice score first."""
+    weights: Float32[np.ndarray, "_T _M _K"]
+    """Aligned with `expert_ids`; each K sum to the scale."""
+    segment: UInt8[np.ndarray, "_T"]
+    """Codes of `SEGMENTS`."""
+    step: Int16[np.ndarray, "_T"]
+    """Place in `steps`, -1 in no step."""
+    loss: Float32[np.ndarray, "_T"]
+    """[T] -log p of token t+1 seen from position t, nats; NaN at the last position."""
+    steps: tuple[StepSpan, ...] = ()
+    """In order, not overlapping."""
+    benchmark: str = ""
+    family: str = ""
+    split: str = ""
+    prompt: str = ""
+    completion: str = ""
+    answer: str = ""
+    """What the benchmark expects."""
+    predicted: str = ""
+    correct: bool | None = None
+    """None where there is no answer to compare with."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON values."""
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By name, [T M] or [T M n] of floats: "logits" n = E, "contribution" n = K, "shared" and "residual" [T M]."""
+    group_limited: bool = True
+    """False where an intervention may have put experts outside the router's kept groups (`force`)."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_extras(self)
+        _check_steps(self)
+        _check_choice(self)
+        _check_weights(self)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the T axis."""
+        return len(self.token_ids)
+
+
+def _check_sizes(trace: RoutingTrace) -> None:
+    n_tokens, choice = len(trace.tokens), (len(trace.tokens), trace.spec.n_rows, trace.spec.top_k)
+    if not n_tokens:
+        raise UsageError(f"sequence {trace.sequence_id} has no tokens; a trace needs one at least")
+    expected: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
+        "token_ids": ((n_tokens,), (np.int32,)),
+        "expert_ids": (choice, (np.uint8, np.uint16)),
+        "weights": (choice, (np.float32,)),
+        "segment": ((n_tokens,), (np.uint8,)),
+        "step": ((n_tokens,), (np.int16,)),
+        "loss": ((n_tokens,), (np.float32,)),
+    }
+    for name, (shape, types) in expected.items():
+        array: np.ndarray = getattr(trace, name)
+        if array.shape != shape or array.dtype not in types:
+            wanted = f"{'|'.join(t.__name__ for t in types)} {list(shape)}"
+            found = f"{array.dtype} {list(array.shape)}"
+            raise UsageError(
+                f"{name} of sequence {trace.sequence_id} is {found}; {n_tokens} tokens of {trace.spec.name} need {wanted}"
+            )
+    if trace.segment.max() >= len(SEGMENTS):
+        codes = ", ".join(f"{code} {name}" for code, name in enumerate(SEGMENTS))
+        raise UsageError(f"sequence {trace.sequence_id} has segment code {trace.segment.max()}; the codes are {codes}")
+
+
+def _check_extras(trace: RoutingTrace) -> None:
+    leading, last = (trace.n_tokens, trace.spec.n_rows), {"logits": trace.spec.n_experts, "contribution": trace.spec.top_k}
+    for name, array in trace.extras.items():
+        if name in ("experts", "weights") or not name.isidentifier():
+            raise UsageError(f"extra {name!r} of sequence {trace.sequence_id} cannot name a column; use another word")
+        fits = array.shape == (*leading, last[name]) if name in last else array.ndim in (2, 3) and array.shape[:2] == leading
+        if not fits or array.dtype.kind != "f":
+            wanted = f"floats {[*leading, last[name]]}" if name in last else f"floats {list(leading)} or {[*leading, 'n']}"
+            raise UsageError(
+                f"extra {name!r} of sequence {trace.sequence_id} is {array.dtype} {list(array.shape)}; expected {wanted}"
+            )
+
+
+def _check_steps(trace: RoutingTrace) -> None:
+    expected, reached = np.full(trace.n_tokens, -1, np.int16), 0
+    for place, span in enumerate(trace.steps):
+        if span.step != place or not reached <= span.start <= span.stop <= trace.n_tokens:
+            raise UsageError(
+                f"step {span.step} ({span.label}) of sequence {trace.sequence_id} covers positions {span.start}-{span.stop}; "
+                f"expected step {place}, inside {reached}-{trace.n_tokens}: steps are numbered in order and do not overlap"
+            )
+        expected[span.start : span.stop] = place
+        reached = span.stop
+    if (wrong := np.flatnonzero(trace.step != expected)).size:
+        position = int(wrong[0])
+        raise UsageError(
+            f"position {position} of sequence {trace.sequence_id} is marked step {trace.step[position]}; "
+            f"the spans of its {len(trace.steps)} steps put it in {expected[position]} (-1 is no step)"
+        )
+
+
+def _check_choice(trace: RoutingTrace) -> None:
+    spec, ids = trace.spec, np.sort(trace.expert_ids, axis=-1)
+    if (place := _first(ids[..., -1] >= spec.n_experts)) is not None:
+        raise RoutingMismatch(f"{_where(trace, place)}: expert {ids[place][-1]} does not exist; there are {spec.n_experts}")
+    if (place := _first((ids[..., 1:] == ids[..., :-1]).any(axis=-1))) is not None:
+        chosen = trace.expert_ids[place].tolist()
+        raise RoutingMismatch(
+            f"{_where(trace, place)}: an expert is chosen twice in {chosen}; a router picks {spec.top_k} different"
+        )
+    groups = ids // spec.group_size
+    n_groups = 1 + (groups[..., 1:] != groups[..., :-1]).sum(axis=-1)
+    if trace.group_limited and (place := _first(n_groups > spec.topk_groups)) is not None:
+        raise RoutingMismatch(
+            f"{_where(trace, place)}: experts {trace.expert_ids[place].tolist()} lie in {n_groups[place]} groups; "
+            f"{spec.name} chooses from {spec.topk_groups} of {spec.n_groups}"
+        )
+
+
+def _check_weights(trace: RoutingTrace) -> None:
+    scale = trace.spec.scale
+    near = np.abs(trace.weights.sum(axis=-1, dtype=np.float64) - scale) <= WEIGHT_TOLERANCE * scale
+    if (place := _first(~(near & (trace.weights >= 0).all(axis=-1)))) is not None:
+        found = np.round(trace.weights[place].astype(float), 4).tolist()
+        raise RoutingMismatch(f"{_where(trace, place)}: weights {found} are not {len(found)} shares that sum to {scale:g}")
+
+
+def _first(bad: Bool[np.ndarray, "_T _M"]) -> tuple[int, int] | None:
+    """Position and row of the first True."""
+    if not bad.any():
+        return None
+    position, row = np.unravel_index(int(bad.argmax()), bad.shape)
+    return int(position), int(row)
+
+
+def _where(trace: RoutingTrace, place: tuple[int, int]) -> str:
+    position, row = place
+    return f"sequence {trace.sequence_id}, layer {trace.spec.routed_layers[row]}, position {position}"

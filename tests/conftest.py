@@ -1,0 +1,20 @@
+from itertools import count
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports it: shapes of the yardstick are checked wherever a test uses it.
+install_import_hook("ling_probe.routing", "beartype.beartype")
+
+from synthetic import synthetic_run  # noqa: E402
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Make a synthetic run in a fresh folder; arguments as for `synthetic_run`."""
+    numbers = count()
+
+    def make(n_sequences=9, **options):
+        return synthetic_run(tmp_path / f"run-{next(numbers)}", n_sequences, **options)
+
+    return make

@@ -1,0 +1,54 @@
+import pytest
+
+from ling_probe import recording
+from ling_probe.benchmarks import read_benchmark
+from ling_probe.errors import RunError
+from ling_probe.model.load import load_native
+from ling_probe.run import Run
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_native("ling-tiny")
+
+
+def test_an_interrupted_recording_goes_on_and_ends_the_same(loaded, tmp_path, monkeypatch):
+    benchmark = read_benchmark("stepbench", limit=30)
+    monkeypatch.setattr(recording, "PART_TOKENS", 600)
+    whole = recording.record(loaded, benchmark, tmp_path / "whole")
+    calls = []
+
+    def stop(done):
+        calls.append(done)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recording.record(loaded, benchmark, tmp_path / "cut", progress=stop)
+    half = Run.open(tmp_path / "cut")
+    assert not half.is_complete
+    assert 0 < len(half.done) < 30
+    resumed = recording.record(loaded, benchmark, tmp_path / "cut", resume=True)
+    assert resumed.is_complete
+    for name in ("sequences", "steps"):
+        assert getattr(resumed, name).equals(getattr(whole, name))
+    assert [part.files for part in resumed.manifest.parts] == [part.files for part in whole.manifest.parts]
+    assert resumed.manifest.model["verification"]["differ"] == 0
+
+
+def test_resuming_something_else_is_refused(loaded, tmp_path):
+    benchmark = read_benchmark("stepbench", limit=3)
+    recording.record(loaded, benchmark, tmp_path / "run")
+    with pytest.raises(RunError, match="captured with another options"):
+        recording.record(loaded, benchmark, tmp_path / "run", batch_tokens=77, resume=True)
+    with pytest.raises(RunError, match="captured with another benchmark"):
+        recording.record(loaded, read_benchmark("stepbench", split="longer", limit=3), tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="exists already"):
+        recording.record(loaded, benchmark, tmp_path / "run")
+
+
+def test_the_summary_counts_answers(loaded, tmp_path):
+    run = recording.record(loaded, read_benchmark("stepbench", limit=6), tmp_path / "run", max_new_tokens=20)
+    families = run.manifest.summary["families"]
+    assert {name: each["sequences"] for name, each in families.items()} == {"arithmetic": 2, "causal": 2, "deduction": 2}
+    assert sum(each["correct"] for each in families.values()) == int(run.sequences["correct"].sum())

@@ -1,0 +1,80 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ling_probe.benchmarks import Record, Step
+from ling_probe.stepbench import FAMILIES, generate
+from ling_probe.steps import extract_answer, segment, token_spans
+
+ARITHMETIC = Record(id="a", prompt="compute (7+5)*3\n", family="arithmetic", benchmark="stepbench")
+
+
+def steps_of(*spans):
+    return [Step(label="x", text="", start=start, stop=stop) for start, stop in spans]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gold_solution_read_line_by_line_gives_its_gold_steps(family):
+    for index in range(60):
+        record = generate(family, "test", index)
+        assert segment(record, record.solution) == record.steps
+        assert segment(replace(record, steps=()), record.solution) == record.steps
+
+
+def test_wrong_and_foreign_lines_are_steps_too():
+    steps = segment(ARITHMETIC, "7+5=13\n\n13*3=39\nhmm\nanswer: 39\n")
+    assert [(step.label, step.correct) for step in steps] == [("add", False), ("multiply", True), ("other", None)]
+    assert [(step.start, step.stop) for step in steps] == [(0, 7), (8, 16), (16, 20)]
+    assert (steps[0].inputs, steps[0].result) == (("7", "5"), "13")
+
+
+def test_a_text_cut_short_keeps_its_last_line():
+    (step,) = segment(ARITHMETIC, "7+5=1")
+    assert (step.text, step.start, step.stop, step.correct) == ("7+5=1", 0, 5, False)
+
+
+def test_another_benchmark_has_lines_and_no_labels():
+    (step,) = segment(replace(ARITHMETIC, benchmark="gsm8k"), "7+5=13")
+    assert (step.label, step.correct, step.result) == ("other", None, "")
+
+
+@given(st.text(alphabet="7+5=12\n:answer ", max_size=60))
+def test_steps_are_lines_in_order(completion):
+    steps = segment(ARITHMETIC, completion)
+    assert [completion[step.start : step.stop].removesuffix("\n") for step in steps] == [step.text for step in steps]
+    assert all(one.stop <= two.start for one, two in pairwise(steps))
+    left = [line for line in completion.split("\n") if line.strip() and not line.startswith("answer:")]
+    assert [step.text for step in steps] == left
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("7+5=12\nanswer: 12\n", "12"),
+        ("answer: 1\n3+4=7\nanswer: not red", "not red"),
+        ("answer:", ""),
+        ("the answer: 3\n", None),
+        ("", None),
+    ],
+)
+def test_the_answer_is_what_follows_the_last_answer_line(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_a_token_belongs_to_the_step_its_first_character_is_in():
+    offsets = [(0, 3), (3, 7), (7, 8), (8, 12)]
+    assert token_spans(steps_of((0, 5), (5, 8), (8, 12)), offsets) == [(0, 2), (2, 3), (3, 4)]
+    assert token_spans(steps_of((4, 5), (5, 8)), offsets, base=10) == [(12, 12), (12, 13)]
+    assert token_spans(steps_of((0, 4)), []) == [(0, 0)]
+
+
+@given(st.lists(st.integers(1, 5), max_size=20), st.lists(st.integers(1, 9), max_size=8), st.integers(0, 50))
+def test_steps_that_tile_a_text_share_out_its_tokens(token_sizes, step_sizes, base):
+    tokens = [sum(token_sizes[:i]) for i in range(len(token_sizes) + 1)]
+    cuts = [sum(step_sizes[:i]) for i in range(len(step_sizes) + 1)]
+    spans = token_spans(steps_of(*pairwise(cuts)), list(pairwise(tokens)), base=base)
+    held = [position for start, stop in spans for position in range(start, stop)]
+    assert held == [base + i for i, start in enumerate(tokens[:-1]) if start < cuts[-1]]
