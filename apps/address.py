@@ -1,9 +1,10 @@
 """What a page shows stands in its address, so that every view can be restored, sent and gone back to.
 
-The address is the only truth: controls are set from it, and write to it when they are used.
+The address is the only truth: controls are set from it, and change it when they are used. The browser's history gets an entry
+at every change, so what belongs together is changed together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -12,24 +13,30 @@ from page_html import markdown
 T = TypeVar("T")
 
 
+def arrive() -> None:
+    """Take up the last address of this session where a page was opened without one, as the page list does."""
+    st.session_state["shown"] = {}
+    if not st.query_params:
+        put(st.session_state.get("address", {}))
+
+
 def chosen(name: str) -> str | None:
-    """The value the address gives a name, or the last one it had in this session."""
-    remembered: dict[str, str] = st.session_state.setdefault("remembered", {})
-    return st.query_params.get(name, remembered.get(name))
+    """The value the address gives a name."""
+    return st.query_params.get(name)
 
 
-def write(name: str, value: object) -> None:
-    """Put a value into the address, and remember it for when a page link drops it."""
-    st.session_state.setdefault("remembered", {})[name] = str(value)
-    if st.query_params.get(name) != str(value):
-        st.query_params[name] = str(value)
+def put(values: Mapping[str, object]) -> None:
+    """Change the address, once; None takes a name out."""
+    changed = st.query_params.to_dict() | {name: str(value) for name, value in values.items()}
+    changed = {name: value for name, value in changed.items() if values.get(name, value) is not None}
+    if changed != st.query_params.to_dict():
+        st.query_params.from_dict(changed)
+    st.session_state["address"] = changed
 
 
-def forget(*names: str) -> None:
-    """Take names out of the address."""
-    for name in names:
-        st.session_state.setdefault("remembered", {}).pop(name, None)
-        st.query_params.pop(name, None)
+def complete() -> None:
+    """Put what the controls show into the address, where it did not name it; to be called after the last of them."""
+    put(st.session_state["shown"])
 
 
 def choose(
@@ -39,23 +46,31 @@ def choose(
     *,
     format_func: Callable[[Any], str] = str,
     clears: Sequence[str] = (),
+    filters: bool = False,
 ) -> T:
-    """A select box whose value stands in the address; using it takes the names it clears out of there.
+    """A select box that shows what the address names, and the first option where it names none.
 
-    A value that is no option is said to be none, and the first option is shown.
+    Args:
+        label: Of the box.
+        name: In the address.
+        options: What there is to choose.
+        format_func: How an option reads.
+        clears: Names that leave the address when the box is used.
+        filters: Whether the first option filters nothing, and so need not stand in the address.
     """
     by_text = {str(option): option for option in options}
-    wanted = chosen(name)
-    if wanted is not None and wanted not in by_text and name in st.query_params:
-        st.warning(markdown(f"no {name} {wanted!r} here; showing {options[0]}"))
-    value = by_text.get(wanted or "", options[0])
+    asked = chosen(name)
+    if asked is not None and asked not in by_text:
+        st.warning(markdown(f"no {name} {asked!r} here; showing {format_func(options[0])}"))
+    value = by_text.get(asked or "", options[0])
     key = f"choose-{name}"
     st.session_state[key] = value
-    write(name, value)
-    st.selectbox(label, options, key=key, format_func=format_func, on_change=_use, args=(name, key, tuple(clears)))
+    unsaid = options[0] if filters else None
+    st.session_state["shown"][name] = None if value == unsaid else value
+
+    def use() -> None:
+        used = st.session_state[key]
+        put({name: None if used == unsaid else used} | dict.fromkeys(clears))
+
+    st.selectbox(label, options, key=key, format_func=format_func, on_change=use)
     return value
-
-
-def _use(name: str, key: str, clears: Sequence[str]) -> None:
-    write(name, st.session_state[key])
-    forget(*clears)

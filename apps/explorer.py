@@ -4,6 +4,7 @@ streamlit run apps/explorer.py --server.address 127.0.0.1 --browser.gatherUsageS
 """
 
 import streamlit as st
+from address import arrive
 from opened import choose_run
 from page_html import STYLE, markdown
 
@@ -12,12 +13,13 @@ from ling_probe.errors import LingProbeError
 st.set_page_config(page_title="ling_probe", layout="wide")
 page = st.navigation(
     [
-        st.Page("pages/overview.py", title="Overview", default=True),
-        st.Page("pages/tokens.py", title="Tokens"),
+        st.Page("views/overview.py", title="Overview", default=True),
+        st.Page("views/tokens.py", title="Tokens"),
     ]
 )
 st.html(STYLE)
 try:
+    arrive()
     choose_run()
     page.run()
 except LingProbeError as error:

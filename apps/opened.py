@@ -52,7 +52,7 @@ def choose_run() -> None:
     """
     folders = run_folders(root())
     asked = chosen("run")
-    if "run" in st.query_params and asked not in folders:
+    if asked is not None and asked not in folders:
         raise RunError(f"no run {asked!r} in {root()}; it has {', '.join(folders)}")
     with st.sidebar:
         name = choose("Run", "run", list(folders), clears=CLEARED_WITH_RUN)

@@ -319,7 +319,9 @@ def _print_headline(first: dict[str, Any]) -> None:
             f"  {_clean(row['family']):<12}{row['correct']:>4} of {row['judged']} correct"
             f"  ({row['share']:.1%}, 95 % interval {row['ci_low']:.1%} to {row['ci_high']:.1%})"
         )
-    out.print("most specialised experts (choices in steps of a kind, over what their tokens would make of them)")
+    out.print(
+        "most specialised experts (how often chosen in steps of a kind, over how often the same words choose them in other steps)"
+    )
     for row in first["specialised"]:
         low, high = 2 ** row["ci_low"], 2 ** row["ci_high"]
         out.print(

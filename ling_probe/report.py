@@ -23,7 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ling_probe import charts, stats
-from ling_probe.analysis import ANALYSES, sure_effect, surest_first
+from ling_probe.analysis import ANALYSES, surest_first
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -137,14 +137,13 @@ def _section(run: Run, name: str, answer: pd.DataFrame | str) -> Section:
 def _most_specialised(table: pd.DataFrame | str) -> tuple[list[dict[str, Any]], str]:
     if isinstance(table, str):
         return [], f"Not applicable: {table}."
-    found = surest_first(table[(table["q"] < 0.05) & (sure_effect(table) > 0)])
+    found = surest_first(table[(table["q"] < 0.05) & (table["ci_low"] > 0)])
     if found.empty:
         return [], f"No expert's preference for a step label is significant (q below 0.05, {table['p'].count():,} tests)."
     columns = ["layer", "expert", "label", "log2_ratio", "ci_low", "ci_high", "raw_log2_ratio", "q"]
     best = found.drop_duplicates(["layer", "expert"]).head(3)
-    return _records(
-        best[columns]
-    ), f"{len(found):,} of {table['p'].count():,} (layer, expert, label) cells are significant (q below 0.05)."
+    tested = f"{len(found):,} of {table['p'].count():,} tested (layer, expert, label) cells"
+    return _records(best[columns]), f"{tested} are significant (q below 0.05)."
 
 
 def _accuracy(sequences: pd.DataFrame) -> list[dict[str, Any]]:
@@ -168,11 +167,11 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _specialisation_finding(table: pd.DataFrame) -> str:
     kind = "label" if "label" in table.columns else "family"
-    place, others = ("steps", "other steps of the same problems") if kind == "label" else ("problems", "other families")
+    place, others = ("steps", "other steps of the same family") if kind == "label" else ("problems", "other families")
     found = table[table["q"] < 0.05]
     tested = f"{len(found):,} of {table['p'].count():,} (layer, expert, {kind}) cells differ from chance (q below 0.05)"
     if found.empty:
-        return f"{tested}: this run shows no preference for a {kind} beyond its tokens."
+        return f"{tested}: this run shows no preference for a {kind} beyond its tokens that survives the correction."
     row = surest_first(found).iloc[0]
     return (
         f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, chosen {_fold(row['log2_ratio'])} times as "
@@ -202,8 +201,10 @@ def _balance_finding(table: pd.DataFrame) -> str:
 def _coactivation_finding(table: pd.DataFrame) -> str:
     found = table[table["q"] < 0.05]
     more = int((found["lift"] > 0).sum())
-    tested = f"Of {table['p'].count():,} pairs frequent enough to test {more:,} are chosen together more often than groups and loads explain, and "
-    tested += f"{len(found) - more:,} less often (q below 0.05)"
+    tested = (
+        f"Of {table['p'].count():,} tested pairs {more:,} are chosen together more often than groups and loads "
+        f"explain, and {len(found) - more:,} less often (q below 0.05)"
+    )
     if found.empty:
         return f"{tested}."
     row = surest_first(found).iloc[0]

@@ -69,6 +69,8 @@ def token_table(run: Run, sequence: int, *, layer: int) -> pd.DataFrame:
     part, sequence_id = _find(run, sequence)
     chosen = [f"experts_{layer}", f"weights_{layer}"]
     rows = _rows(_file(run, part, "tokens"), sequence_id, ["position", "token", "segment", "step", "loss", *chosen])
+    if not rows.num_rows:
+        raise RunError(f"{_file(run, part, 'tokens')} has no tokens of {sequence_id}; it is damaged: copy the run again")
     table = rows.drop_columns(chosen).to_pandas().astype({"segment": str})
     steps = (
         _rows(_file(run, part, "steps"), sequence_id, ["step", "label", "correct"]).to_pandas().astype({"correct": "boolean"})

@@ -23,7 +23,9 @@ def test_parity_per_layer_through_the_bridge(name):
     for layer in bridge.spec.routed_layers:
         gate = f"blocks.{layer}.mlp.gate"
         official = {key: recorded[f"fp32.eager.unpadded.{key}.{layer}"] for key in ("router_logits", "topk_idx", "topk_weight")}
-        assert (cache[f"{gate}.logits.hook_out"] - official["router_logits"]).abs().max() < 1e-5 * official["router_logits"].abs().max()
+        assert (cache[f"{gate}.logits.hook_out"] - official["router_logits"]).abs().max() < 1e-5 * official[
+            "router_logits"
+        ].abs().max()
         assert torch.equal(cache[f"{gate}.expert_ids.hook_out"], official["topk_idx"])
         torch.testing.assert_close(cache[f"{gate}.weights.hook_out"], official["topk_weight"], atol=1e-5, rtol=0)
 

@@ -106,8 +106,12 @@ def test_nothing_stays_attached_and_nothing_changes(loaded, records):
     assert torch.equal(loaded.native(ids).logits, before)
 
 
-@pytest.mark.parametrize("change", [exclude(2, range(0, 32, 3)), force(2, [1, 30]), bias(2, range(0, 32, 2), 0.5), bias(2, range(9), -0.5)])
-@pytest.mark.parametrize("scope", [{}, {"segments": ("reasoning",)}, {"labels": ("add", "modus-ponens")}, {"positions": (3, 8)}])
+@pytest.mark.parametrize(
+    "change", [exclude(2, range(0, 32, 3)), force(2, [1, 30]), bias(2, range(0, 32, 2), 0.5), bias(2, range(9), -0.5)]
+)
+@pytest.mark.parametrize(
+    "scope", [{}, {"segments": ("reasoning",)}, {"labels": ("add", "modus-ponens")}, {"positions": (3, 8)}]
+)
 def test_an_intervention_is_carried_out_as_the_rule_says(loaded, records, change, scope):
     made = {"exclude": exclude, "force": force}.get(change.kind)
     value = () if made else (change.value,)

@@ -29,7 +29,18 @@ def refused(*args, cwd=None):
 
 
 def test_help_imports_nothing_heavy():
-    heavy = ["torch", "transformers", "transformer_lens", "pandas", "numpy", "plotly", "streamlit", "pyarrow", "sklearn", "scipy"]
+    heavy = [
+        "torch",
+        "transformers",
+        "transformer_lens",
+        "pandas",
+        "numpy",
+        "plotly",
+        "streamlit",
+        "pyarrow",
+        "sklearn",
+        "scipy",
+    ]
     script = f"import sys, ling_probe.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

@@ -84,7 +84,7 @@ def test_a_layer_that_breaks_the_rule_is_refused_and_named(checkpoint):
 def test_wrong_weights_alone_are_refused(checkpoint):
     loaded = load_native(str(checkpoint))
     gates(loaded.native)[3].scale = 2.4
-    with pytest.raises(RoutingMismatch, match="layer 3 .* largest weight error"):
+    with pytest.raises(RoutingMismatch, match=r"layer 3 .* largest weight error"):
         verify_routing(loaded.native, loaded.spec)
 
 

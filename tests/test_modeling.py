@@ -91,9 +91,8 @@ def test_greedy_tokens_are_the_official_ones(name, dtype):
     for use_cache, suffix in ((True, ""), (False, "_nocache")):
         found = model.generate(recorded["unpadded.input_ids"][:1, :12], max_new_tokens=16, use_cache=use_cache, **options)
         assert torch.equal(found, recorded[f"{dtype}.generate.unpadded{suffix}"])
-        found = model.generate(
-            recorded["lpad.input_ids"], attention_mask=recorded["lpad.attention_mask"], max_new_tokens=12, use_cache=use_cache, **options
-        )  # fmt: skip
+        padded, mask = recorded["lpad.input_ids"], recorded["lpad.attention_mask"]
+        found = model.generate(padded, attention_mask=mask, max_new_tokens=12, use_cache=use_cache, **options)
         assert torch.equal(found, recorded[f"{dtype}.generate.lpad{suffix}"])
 
 
@@ -194,7 +193,9 @@ def with_next_token_layer(folder, *, inside):
     n = 4
     extra = {key.replace("layers.3.", f"layers.{n}."): value.clone() for key, value in tensors.items() if "layers.3." in key}
     d = 128
-    extra |= {f"model.layers.{n}.{name}.weight": torch.ones(d, dtype=torch.bfloat16) for name in ("enorm", "hnorm", "final_layernorm")}
+    extra |= {
+        f"model.layers.{n}.{name}.weight": torch.ones(d, dtype=torch.bfloat16) for name in ("enorm", "hnorm", "final_layernorm")
+    }
     extra[f"model.layers.{n}.eh_proj.weight"] = torch.zeros(d, 2 * d, dtype=torch.bfloat16)
     save_file(tensors | extra, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())

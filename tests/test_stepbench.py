@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ling_probe import stepbench
 from ling_probe.benchmarks import Record
 from ling_probe.errors import UsageError
-from ling_probe.stepbench import check, generate, label_line, read_line, splits
+from ling_probe.stepbench import FAMILIES, check, essential, generate, label_line, read_line, splits
 from ling_probe.stepbench.draw import Draw
 from ling_probe.stepbench.names import FIRST, SECOND, all_names, draw_names
 from ling_probe.steps import segment
@@ -291,3 +291,18 @@ def test_rules_that_go_in_circles_end():
 def test_unknown_families_and_splits_are_named_with_those_there_are(family, split, listed):
     with pytest.raises(UsageError, match=listed):
         generate(family, split, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_essential_problem_has_the_same_solution_and_nothing_to_spare(family):
+    for index in range(300):
+        record = generate(family, "train", index)
+        short = essential(record)
+        assert check(short) == []
+        assert (short.solution, short.steps, short.answer) == (record.solution, record.steps, record.answer)
+        assert short.prompt.endswith("\n")
+        assert essential(short) == short
+        if family == "deduction":
+            cited = [line for line in short.solution.splitlines() if line.startswith(("given", "every"))]
+            assert short.prompt.count(". ") == len(cited)
+            assert len(short.prompt) < len(record.prompt)

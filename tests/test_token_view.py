@@ -100,6 +100,13 @@ def test_only_the_part_of_the_problem_is_opened(run):
         token_table(run, 3, layer=1)
 
 
+def test_tokens_of_another_run_are_damage(make_run, run):
+    other = make_run(7, parts=3, labels={"elsewhere": ("add", "take")})
+    (run.folder / "parts/00000/tokens.parquet").write_bytes((other.folder / "parts/00000/tokens.parquet").read_bytes())
+    with pytest.raises(RunError, match=r"00000/tokens.parquet has no tokens of arithmetic-0000; it is damaged"):
+        token_table(run, 0, layer=1)
+
+
 def test_the_legend_counts_leading_experts():
     tokens = pd.DataFrame({"expert": [9, 9, 9, 1, 1, 4, 5]})
     legend = leading_experts(tokens, colours=4)

@@ -30,6 +30,8 @@ class Classified:
     """Maps tokens to steps or sequences."""
     tokens: TokenClasses
     """The token classes of each step or sequence."""
+    stratum: Integer[np.ndarray, " O"]
+    """Steps are compared inside their family only; families are all in one stratum."""
 
     @property
     def blocks(self) -> Integer[np.ndarray, " O"] | None:
@@ -37,15 +39,21 @@ class Classified:
         return self.sequence if self.kind == "label" else None
 
     @cached_property
-    def comparable(self) -> Float64[np.ndarray, "O A"]:
-        """How many tokens of each step or sequence can be told from the other classes, for each class.
+    def equal_token_weights(self) -> Float64[np.ndarray, "A 2 F N"]:
+        """Weight of a token by class of meaning, side (0 inside, 1 outside), stratum and token class.
 
-        What is left of the class itself once it goes through the adjustment the choices go through: nothing where tokens, or
-        the problem, give the class away. An effect on each token of the class reaches the residuals in this proportion.
+        With n tokens of one kind inside and m outside, each inside token weighs m/(n+m) and each outside token n/(n+m): both
+        sides then hold the same words in the same proportions (direct standardisation), and words of one side alone weigh 0.
         """
-        member = np.eye(len(self.names))[self.codes]
-        residual = member * self.tokens.n_tokens[:, None] - self.tokens.spread(self.tokens.per_owner.T @ member)
-        return residual - self.problem_share(residual)
+        n_strata = int(self.stratum.max()) + 1
+        counts = np.zeros((len(self.names), n_strata, self.tokens.per_owner.shape[1]))
+        for code in range(len(self.names)):
+            for stratum in range(n_strata):
+                rows = (self.codes == code) & (self.stratum == stratum)
+                counts[code, stratum] = np.asarray(self.tokens.per_owner[rows].sum(axis=0)).ravel()
+        total = counts.sum(axis=0)
+        share = counts / np.maximum(total, 1)
+        return np.stack([np.where(total > 0, 1 - share, 0.0), share], axis=1)
 
     def problem_share(self, residual: Float64[np.ndarray, "O C"]) -> Float64[np.ndarray, "O C"]:
         """Each step's share of its problem's residual, by its part of the problem's tokens; nothing for families.
@@ -87,7 +95,9 @@ def classified_steps(run: Run) -> Classified:
         return np.where(counted, first[batch.sequence] + batch.step, -1)
 
     names, codes = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)
-    return Classified("label", tuple(map(str, names)), codes, sequence, owner, _token_classes(run, owner, len(codes)))
+    _, family = np.unique(run.sequences["family"].to_numpy(dtype=str), return_inverse=True)
+    tokens = _token_classes(run, owner, len(codes))
+    return Classified("label", tuple(map(str, names)), codes, sequence, owner, tokens, family[sequence])
 
 
 def classified_families(run: Run) -> Classified:
@@ -105,7 +115,39 @@ def classified_families(run: Run) -> Classified:
         return np.where(segment_mask(batch, COMPLETION), batch.sequence, -1)
 
     tokens = _token_classes(run, owner, len(codes))
-    return Classified("family", tuple(map(str, names)), codes, np.arange(len(codes)), owner, tokens)
+    return Classified("family", tuple(map(str, names)), codes, np.arange(len(codes)), owner, tokens, np.zeros_like(codes))
+
+
+@dataclass(frozen=True)
+class EqualTokens:
+    """Choices of one layer inside and outside a class of meaning, with both sides weighted to the same words."""
+
+    choices: Float64[np.ndarray, "2 S E"]
+    """Weighted choices by side and sequence."""
+    tokens: Float64[np.ndarray, "2 S"]
+    """Weight of the tokens that chose."""
+
+
+def at_equal_tokens(run: Run, layer: int, classified: Classified) -> list[EqualTokens]:
+    """For each class of meaning, who is chosen inside and outside it at equal words."""
+    n_sequences, n_experts = len(run.sequences), run.spec.n_experts
+    choices = np.zeros((len(classified.names), 2 * n_sequences * n_experts))
+    tokens = np.zeros((len(classified.names), 2 * n_sequences))
+    for batch in run.batches(layers=[layer]):
+        owners = classified.owner(batch)
+        kept = owners >= 0
+        owners, ids = owners[kept], batch.expert_ids[kept, 0].astype(np.int64)
+        stratum, word = classified.stratum[owners], classified.tokens.class_of[batch.token_id[kept]]
+        for code, weights in enumerate(classified.equal_token_weights):
+            side = (classified.codes[owners] != code).astype(np.int64)
+            weight, row = weights[side, stratum, word], side * n_sequences + batch.sequence[kept]
+            tokens[code] += np.bincount(row, weights=weight, minlength=tokens.shape[1])
+            cells = (row[:, None] * n_experts + ids).ravel()
+            choices[code] += np.bincount(cells, weights=np.repeat(weight, ids.shape[1]), minlength=choices.shape[1])
+    return [
+        EqualTokens(each.reshape(2, n_sequences, n_experts), weight.reshape(2, n_sequences))
+        for each, weight in zip(choices, tokens, strict=True)
+    ]
 
 
 def expected_choices(run: Run, layer: int, classified: Classified) -> Choices:

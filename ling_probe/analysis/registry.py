@@ -58,7 +58,7 @@ ANALYSES: dict[str, Analysis] = {
     "label_specialisation": Analysis(
         label_specialisation,
         "Which experts prefer which kind of reasoning step?",
-        "Choices over what the same tokens would choose in other steps of the same problems, log2. Null: labels shuffled over "
+        "Choices over what the same tokens would choose in other steps of the same family, log2. Null: labels shuffled over "
         "whole steps inside each problem; p corrected over all layers, experts and labels (Benjamini-Hochberg); intervals from "
         "a bootstrap over sequences.",
         surest_first,

@@ -8,8 +8,8 @@ For each layer and class of text (a step label, or a problem family):
 4. for step labels, also take out what the problem as a whole does, in proportion to the length of its steps;
 5. sum over the steps (sequences) of the label (family), and compare with the same sum after shuffling labels over whole
    steps inside each problem (families over sequences), tokens and routing fixed;
-6. for the effect, scale the difference up by how much of the label itself is left after the same adjustment: it then speaks
-   of the label against the other steps of the same problems, at equal tokens;
+6. for the effect, compare the expert's rate in the label with its rate in the other steps of the same family of problems (in a
+   family with that in the others), both sides weighted to the same words in the same proportions;
 7. where too few rows reach the smallest p for any of them to survive the correction, test those with a p near it again, with
    more permutations.
 
@@ -27,11 +27,12 @@ from ling_probe import stats
 from ling_probe.analysis.classified import (
     Choices,
     Classified,
+    EqualTokens,
+    at_equal_tokens,
     classified_families,
     classified_steps,
     expected_choices,
 )
-from ling_probe.analysis.counting import sum_by
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -50,11 +51,12 @@ def label_specialisation(run: Run, *, permutations: int = 1999, draws: int = 100
 
     One row a layer, expert and label. `tokens` of the label, the expert's share of the choices there (`share_in`) and in other
     steps (`share_out`). `raw_log2_ratio` compares with the expert's rate over all steps: "specialised by token" counts in it.
-    `log2_ratio`, the effect, compares with what the same tokens would choose in other steps of the same problems: what is left
-    is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences, token rates held fixed;
-    `overlap` is the part of the label's tokens that can be compared so; below a tenth there is no effect and no test. `p` is
-    two-sided from whole-step permutation inside each problem, `permutations` says how many; `q` corrects over all tested rows
-    (Benjamini-Hochberg).
+    `log2_ratio`, the effect, compares with how often the same words choose it in other steps of the same family: what is left
+    is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences, weights of words held
+    fixed; `overlap` is the weight of the label's tokens in that comparison over their number; below a tenth there is no effect
+    and no test. `p` is two-sided from whole-step permutation inside each problem, `permutations` says how many; `q` corrects
+    over all tested rows (Benjamini-Hochberg). No p is below 1 in 20,001, so among tens of thousands of rows a few lone effects
+    cannot be found, however large.
 
     Args:
         run: A run whose benchmark has step labels.
@@ -88,8 +90,9 @@ def _specialisation(run: Run, classified: Classified, permutations: int, draws: 
     tables = []
     for layer in run.spec.routed_layers:
         choices = expected_choices(run, layer, classified)
+        equal = at_equal_tokens(run, layer, classified)
         for code in range(len(classified.names)):
-            table = _class_table(choices, classified, code, weights)
+            table = _class_table(choices, equal[code], classified, code, weights)
             p = stats.permutation_p(_exceeding(choices, classified, code, shuffled), permutations)
             tables.append(table.assign(layer=layer, p=np.where(table["log2_ratio"].notna(), p, np.nan)))
     table = pd.concat(tables, ignore_index=True).assign(permutations=permutations)
@@ -100,11 +103,16 @@ def _specialisation(run: Run, classified: Classified, permutations: int, draws: 
     return table[[*front, *(name for name in table.columns if name not in {*front, *back}), *back]]
 
 
-def _class_table(choices: Choices, classified: Classified, code: int, weights: Float64[np.ndarray, "B S"]) -> pd.DataFrame:
+def _class_table(
+    choices: Choices, equal: EqualTokens, classified: Classified, code: int, weights: Float64[np.ndarray, "B S"]
+) -> pd.DataFrame:
     inside, n_tokens = classified.codes == code, classified.tokens.n_tokens
     observed, others = choices.observed[inside].sum(axis=0), choices.observed[~inside].sum(axis=0)
     by_rate = (observed + others) * n_tokens[inside].sum() / n_tokens.sum()
-    log2_ratio, low, high = _adjusted_ratio(choices, classified, code, weights)
+    overlap = equal.tokens[0].sum() / max(n_tokens[inside].sum(), 1.0)
+    log2_ratio, low, high = _equal_token_ratio(equal, weights)
+    if overlap < LEAST_OVERLAP:
+        log2_ratio = low = high = np.full(len(observed), np.nan)
     return pd.DataFrame(
         {
             "expert": np.arange(len(observed)),
@@ -116,35 +124,19 @@ def _class_table(choices: Choices, classified: Classified, code: int, weights: F
             "log2_ratio": log2_ratio,
             "ci_low": low,
             "ci_high": high,
-            "overlap": classified.comparable[inside, code].sum() / max(n_tokens[inside].sum(), 1.0),
+            "overlap": overlap,
         }
     )
 
 
-def _adjusted_ratio(
-    choices: Choices, classified: Classified, code: int, weights: Float64[np.ndarray, "B S"]
+def _equal_token_ratio(
+    equal: EqualTokens, weights: Float64[np.ndarray, "B S"]
 ) -> tuple[Float64[np.ndarray, " E"], Float64[np.ndarray, " E"], Float64[np.ndarray, " E"]]:
-    """Effect size with the bounds of its interval.
-
-    The residual holds the effect only for the tokens that can be compared; it is scaled up to all of them.
-    """
-    inside, n_sequences = classified.codes == code, weights.shape[1]
-    pieces = (
-        choices.observed[inside],
-        (choices.observed - choices.expected)[inside],
-        classified.tokens.n_tokens[inside, None],
-        classified.comparable[inside, code][:, None],
-    )
-    every = np.concatenate([np.ones((1, n_sequences)), weights])
-    observed, residual, tokens, comparable = (
-        every @ sum_by(piece, classified.sequence[inside], n_sequences) for piece in pieces
-    )
-    if comparable[0, 0] < max(LEAST_OVERLAP * tokens[0, 0], 1.0):
-        unknown = np.full(observed.shape[1], np.nan)
-        return unknown, unknown, unknown
-    # A bootstrap sample may hold next to nothing that can be compared; it is not scaled up without end.
-    scale = tokens / np.maximum(comparable, LEAST_OVERLAP * tokens / 2 + 1e-9)
-    ratio = stats.log2_ratio(observed, observed - residual * scale)
+    """Effect size with the bounds of its interval: log2 of the rate inside over that outside, half a choice added to each."""
+    every = np.concatenate([np.ones((1, weights.shape[1])), weights])
+    inside, outside = (every @ side for side in equal.choices)
+    n_inside, n_outside = (np.maximum(every @ side, 1e-9)[:, None] for side in equal.tokens)
+    ratio = np.log2((inside + 0.5) / (n_inside + 0.5)) - np.log2((outside + 0.5) / (n_outside + 0.5))
     return ratio[0], *stats.percentile_interval(ratio[1:])
 
 

@@ -38,7 +38,7 @@ def generate(family: str, split: str, index: int, seed: int = 0) -> Record:
 
 def train_records(family: str, seed: int = 0) -> Iterator[Record]:
     """Training problems of one family without end; none has the prompt of a shipped record."""
-    shipped = _shipped_prompts(family)
+    shipped = shipped_prompts(family)
     return (record for index in count() if (record := generate(family, "train", index, seed)).prompt not in shipped)
 
 
@@ -115,5 +115,6 @@ def _distinct(family: str, split: str, seed: int) -> list[Record]:
 
 
 @lru_cache
-def _shipped_prompts(family: str) -> frozenset[str]:
+def shipped_prompts(family: str) -> frozenset[str]:
+    """Every prompt of a family's shipped records; training shows none of them."""
     return frozenset(record.prompt for split in SHIPPED for record in _distinct(family, split, 0))

@@ -5,7 +5,7 @@ from typing import Any
 import opened
 import pandas as pd
 import streamlit as st
-from address import choose, chosen, forget, write
+from address import choose, chosen, complete, put
 from page_html import block, element, facts, markdown, table, token, verdict
 from streamlit.delta_generator import DeltaGenerator
 from token_strip import token_strip
@@ -26,9 +26,10 @@ def matching_problems(problems: pd.DataFrame, left: DeltaGenerator, right: Delta
     verdicts = problems["correct"].map(verdict)
     clears = ("problem", *PINNED)
     with left:
-        family = choose("Family", "family", families, format_func=all_or_named, clears=clears)
+        family = choose("Family", "family", families, format_func=all_or_named, clears=clears, filters=True)
     with right:
-        answers = choose("Answers", "answers", [ALL, *sorted(verdicts.unique())], format_func=all_or_named, clears=clears)
+        found = [ALL, *sorted(verdicts.unique())]
+        answers = choose("Answers", "answers", found, format_func=all_or_named, clears=clears, filters=True)
     return problems[(problems["family"].eq(family) | (family == ALL)) & (verdicts.eq(answers) | (answers == ALL))]
 
 
@@ -61,8 +62,7 @@ def choose_problem(matching: pd.DataFrame) -> int:
 
 
 def go_to(problem: str) -> None:
-    forget(*PINNED)
-    write("problem", problem)
+    put({"problem": problem} | dict.fromkeys(PINNED))
 
 
 def number(name: str, limit: int) -> int | None:
@@ -76,12 +76,15 @@ def number(name: str, limit: int) -> int | None:
     return None
 
 
-def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> None:
+def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> int | None:
+    """Draw the tokens and return the position of the pinned one."""
     tokens = opened.tokens(source, sequence, layer)
     start = 0
     if len(tokens) > WINDOW:
         starts = range(0, len(tokens), WINDOW)
         start = choose("Tokens from position", "from", starts)
+    complete()
+    pinned = number("token", len(tokens))
     st.html(
         block(
             element("h2", f"Which expert of layer {layer} leads each token?"),
@@ -97,19 +100,12 @@ def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> No
         tokens.iloc[start : start + WINDOW],
         token_view.leading_experts(tokens),
         view=f"{source[1]}/{sequence}/{layer}/{start}",
-        pinned=number("token", len(tokens)),
+        pinned=pinned,
         marked=number("expert", run.spec.n_experts),
-        on_pin=lambda position: keep("token", position),
-        on_mark=lambda expert: keep("expert", expert),
+        on_pin=lambda position: put({"token": position}),
+        on_mark=lambda expert: put({"expert": expert}),
     )
-
-
-def keep(name: str, value: int | None) -> None:
-    """Put a number into the address; None takes it out."""
-    if value is None:
-        forget(name)
-    else:
-        write(name, value)
+    return pinned
 
 
 def show_pinned(source: opened.Source, sequence: int, layer: int, position: int) -> None:
@@ -128,8 +124,8 @@ def show_pinned(source: opened.Source, sequence: int, layer: int, position: int)
     st.plotly_chart(figure, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key="chart-layers")
     ranks = [f"{place}." for place in range(1, rows["rank"].nunique() + 1)]
     lines = [
-        [each, *(f"{row.expert} ({row.weight:.3f})" for row in chosen_there.itertuples())]
-        for each, chosen_there in rows.groupby("layer")
+        [each, *(f"{choice.expert} ({choice.weight:.3f})" for choice in choices.itertuples())]
+        for each, choices in rows.groupby("layer")
     ]
     st.html(block(table(["layer", *ranks], lines, caption="Chosen experts, largest weight first; the weight in brackets")))
 
@@ -154,8 +150,7 @@ def tokens_page(source: opened.Source) -> None:
         layer = choose("Layer", "layer", run.spec.routed_layers)
     sequence = choose_problem(matching_problems(problems, first, second))
     show_problem(opened.facts(source, sequence))
-    show_strip(source, run, sequence, layer)
-    if (position := number("token", len(opened.tokens(source, sequence, layer)))) is not None:
+    if (position := show_strip(source, run, sequence, layer)) is not None:
         show_pinned(source, sequence, layer, position)
 
 

@@ -6,6 +6,7 @@ import opened
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from address import complete
 from page_html import block, element, facts, table
 
 from ling_probe import charts
@@ -93,10 +94,7 @@ def times(log2: float) -> str:
 def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
     st.html(block(element("h2", "The most specialised experts"), element("p", first["specialised_note"])))
     if not first["specialised"]:
-        st.text("Look first at the tokens themselves: open a problem that was answered wrongly.")
-        st.page_link(
-            "pages/tokens.py", label="Open the tokens", icon=":material/arrow_forward:", query_params=link(answers="wrong")
-        )
+        show_tokens_instead(first)
         return
     st.html(block(block(*map(card, first["specialised"]), kind="cards")))
     best = first["specialised"][0]
@@ -106,7 +104,15 @@ def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
         "The problem with most such steps shows it."
     )
     there = link(problem=opened.example(source, best["label"]), layer=best["layer"], expert=best["expert"])
-    st.page_link("pages/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
+    st.page_link("views/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
+
+
+def show_tokens_instead(first: dict[str, Any]) -> None:
+    some_wrong = any(row["correct"] < row["judged"] for row in first["accuracy"])
+    which = "one that was answered wrongly" if some_wrong else "any"
+    st.text(f"Look first at the tokens of a problem: open {which}.")
+    there = link(answers="wrong") if some_wrong else link()
+    st.page_link("views/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
 
 
 def link(**values: object) -> dict[str, str]:
@@ -114,6 +120,7 @@ def link(**values: object) -> dict[str, str]:
 
 
 def overview(source: opened.Source) -> None:
+    complete()
     run = opened.open_run(source)
     first = headline(run, {})
     show_title(run, first)

@@ -1,0 +1,288 @@
+"""The explorer as a reader meets it: the real server in a headless Chromium.
+
+Screenshots go to the folder that LING_PROBE_SCREENSHOTS names, if it names one.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from hostile import TEXTS, hostile_run
+from synthetic import Planted, synthetic_run
+
+from ling_probe.run import Run
+from ling_probe.token_view import leading_experts, problem_table, token_layers, token_table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+EXPLORER = Path(__file__).parents[2] / "apps/explorer.py"
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium not installed")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    planted = Planted(2, 5, "add", boost=5.0)
+    synthetic_run(folder / "planted", 60, planted=planted, labels={"a": ("add", "take"), "b": ("add", "turn")}, parts=3)
+    hostile_run(folder / "hostile")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(runs):
+    """Address of an explorer on the runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--server.address", "127.0.0.1", "--server.port", str(port), "--server.headless", "true"]
+    command = [sys.executable, "-m", "streamlit", "run", str(EXPLORER), *options, "--browser.gatherUsageStats", "false"]
+    process = subprocess.Popen([*command, "--", str(runs)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/_stcore/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def wait_for(address, process) -> None:
+    for _ in range(300):
+        assert process.poll() is None, "the server ended"
+        try:
+            with urlopen(address, timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(address)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """Open tabs whose console must stay without errors."""
+    troubles, opened = [], []
+
+    def listen(message) -> None:
+        # Streamlit asks beside the page first when its address has a path, and then at the root.
+        expected = "/tokens/_stcore/" in message.location["url"]
+        if message.type == "error" and not expected:
+            troubles.append(message.text)
+
+    def make(width=1280, height=900, scheme="light"):
+        page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page.set_default_timeout(60_000)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        opened.append(page)
+        return page
+
+    yield make
+    for page in opened:
+        page.close()
+    assert troubles == []
+
+
+def settle(page) -> None:
+    """Wait until the script has run and its charts are drawn."""
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    page.wait_for_timeout(500)
+
+
+def shoot(page, name) -> None:
+    """Save the whole page, which scrolls inside the window."""
+    if not (folder := os.environ.get("LING_PROBE_SCREENSHOTS")):
+        return
+    size = page.viewport_size
+    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": size["width"], "height": max(size["height"], height + 20)})
+    settle(page)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=Path(folder) / f"{name}.png")
+    page.set_viewport_size(size)
+
+
+def address(page) -> dict[str, str]:
+    return {name: value for name, (value,) in parse_qs(urlsplit(page.url).query).items()}
+
+
+def token(page, position):
+    return page.locator(".token").nth(position)
+
+
+def panel(page, position) -> list[list[str]]:
+    """Cells of the pinned token's table, once it is there."""
+    page.get_by_text(f"at position {position}, through all layers").wait_for()
+    settle(page)
+    rows = page.locator("table", has_text="layer").locator("tbody tr")
+    return [row.locator("td").all_inner_texts() for row in rows.all()]
+
+
+def expected_panel(run, sequence, position) -> list[list[str]]:
+    return [
+        [str(layer), *(f"{row.expert} ({row.weight:.3f})" for row in rows.itertuples())]
+        for layer, rows in token_layers(run, sequence, position).groupby("layer")
+    ]
+
+
+# First, while the server is fresh: nothing has been shown that this page could lean on.
+def test_an_address_is_restored_by_a_server_that_has_shown_nothing_yet(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/tokens?run=planted&problem=a-0004&layer=3&token=5")
+    assert panel(page, 5) == expected_panel(run, 4, 5)
+    assert page.locator(".token[aria-pressed=true]").count() == 1
+    assert token(page, 5).get_attribute("aria-pressed") == "true"
+    assert {"run": "planted", "problem": "a-0004", "layer": "3", "token": "5"}.items() <= address(page).items()
+
+
+def test_from_the_overview_to_a_pinned_token(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/?run=planted")
+    page.get_by_text("Layer 2, expert 5 prefers “add”").wait_for()
+    page.locator(".js-plotly-plot").nth(1).wait_for()
+    settle(page)
+    shoot(page, "overview-light")
+    page.get_by_text("See it token by token").click()
+    token(page, 0).wait_for()
+    assert address(page)["layer"] == "2"
+    assert address(page)["expert"] == "5"
+    sequence = problem_table(run)["sequence_id"].tolist().index(address(page)["problem"])
+    table = token_table(run, sequence, layer=2)
+    chosen = [5 in experts for experts in table["experts"]]
+    marked = [("chosen" in each.get_attribute("class").split()) for each in page.locator(".token").all()]
+    assert marked == chosen
+    position = int(np.flatnonzero(chosen)[0])
+    token(page, position).click()
+    assert panel(page, position) == expected_panel(run, sequence, position)
+    assert address(page)["token"] == str(position)
+    settle(page)
+    shoot(page, "tokens-light")
+    token(page, position).click()
+    page.get_by_text("through all layers").wait_for(state="detached")
+    assert "token" not in address(page)
+
+
+def test_pointing_at_a_token_tells_what_it_chose(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/tokens?run=planted&problem=b-0007&layer=1")
+    token(page, 8).hover()
+    shown, row = page.locator(".tip").inner_text(), token_table(run, 7, layer=1).iloc[8]
+    assert f"position 8, {row['segment']}, step {row['step'] + 1} ({row['label']})" in shown
+    assert f"next-token loss {row['loss']:.3f} nats" in shown
+    for expert, weight in zip(row["experts"], row["weights"], strict=True):
+        assert f"expert {expert}\n{weight:.3f}" in shown
+
+
+def test_the_keyboard_is_enough(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/tokens?run=planted&problem=a-0004&layer=1")
+    token(page, 0).focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    assert panel(page, 1) == expected_panel(run, 4, 1)
+    # The strip is not built anew, so the focus stays where it was and the arrows go on from there.
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert panel(page, 2) == expected_panel(run, 4, 2)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    below = int(token_table(run, 4, layer=1).query("step == 0")["position"].min())
+    page.wait_for_function(f"new URLSearchParams(location.search).get('token') >= {below}")
+    assert panel(page, int(address(page)["token"])) == expected_panel(run, 4, int(address(page)["token"]))
+    page.keyboard.press("Escape")
+    page.get_by_text("through all layers").wait_for(state="detached")
+
+
+def test_a_legend_entry_marks_its_expert(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/tokens?run=planted&problem=a-0004&layer=3")
+    table = token_table(run, 4, layer=3)
+    expert = int(leading_experts(table)["expert"][0])
+    page.locator(".legend button").first.click()
+    page.locator(".legend button[aria-pressed=true]").wait_for()
+    assert address(page)["expert"] == str(expert)
+    assert page.locator(".token.chosen").count() == sum(expert in experts for experts in table["experts"])
+
+
+def test_back_undoes_one_thing_at_a_time(server, tab):
+    page = tab()
+    page.goto(f"{server}/?run=planted")
+    page.get_by_text("See it token by token").click()
+    token(page, 4).click()
+    page.get_by_text("at position 4, through all layers").wait_for()
+    page.go_back()
+    page.get_by_text("through all layers").wait_for(state="detached")
+    assert token(page, 0).is_visible()
+    page.go_back()
+    page.get_by_text("The most specialised experts").wait_for()
+
+
+def test_the_page_list_returns_to_the_view_before(server, tab):
+    page = tab()
+    page.goto(f"{server}/tokens?run=planted&problem=a-0004&layer=3&token=5&family=a")
+    page.get_by_text("at position 5, through all layers").wait_for()
+    page.get_by_test_id("stSidebarNav").get_by_text("Overview").click()
+    page.get_by_text("The most specialised experts").wait_for()
+    page.get_by_test_id("stSidebarNav").get_by_text("Tokens").click()
+    page.get_by_text("at position 5, through all layers").wait_for()
+    assert address(page) == {"run": "planted", "problem": "a-0004", "layer": "3", "token": "5", "family": "a"}
+
+
+@pytest.mark.parametrize("name", ["dark", "phone"])
+def test_other_screens(server, tab, name):
+    page = tab(scheme="dark") if name == "dark" else tab(390, 844)
+    page.goto(f"{server}/?run=planted")
+    page.locator(".js-plotly-plot").nth(1).wait_for()
+    settle(page)
+    shoot(page, f"overview-{name}")
+    page.goto(f"{server}/tokens?run=planted&problem=b-0007&layer=2&token=12")
+    panel(page, 12)
+    settle(page)
+    shoot(page, f"tokens-{name}")
+    wide = "[...document.querySelectorAll('[data-testid=stMain]')].map(main => main.scrollWidth - main.clientWidth)[0]"
+    assert page.evaluate(wide) <= 0
+    box = page.locator(".strip").bounding_box()
+    assert all(
+        each.bounding_box()["x"] + each.bounding_box()["width"] <= box["x"] + box["width"] + 1
+        for each in page.locator(".token").all()
+    )
+
+
+def test_hostile_texts_stay_text(server, runs, tab):
+    page = tab()
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("dialog", lambda dialog: pytest.fail(f"a text opened a dialog: {dialog.message}"))
+    page.goto(f"{server}/?run=hostile")
+    page.get_by_text("Routing of <b>$model$</b> on <img src=x onerror=alert(1)> $t$").wait_for()
+    page.goto(f"{server}/tokens?run=hostile&token=0")
+    panel(page, 0)
+    settle(page)
+    shoot(page, "tokens-hostile")
+    assert token(page, 0).inner_text() == TEXTS[0]
+    assert token(page, 2).inner_text() == "$x$"
+    assert token(page, 4).inner_text() == "‹202E›abc‹2066›"
+    assert token(page, 9).inner_text() == "∅"
+    assert page.locator("[data-testid=stMain] script, [data-testid=stMain] img, .katex").count() == 0
+    assert page.title() == "ling_probe"
+    assert all(url.startswith((server, "data:", "blob:")) for url in requests)
+    page.goto(f"{server}/?run=..")
+    page.get_by_text("no run '..' in").wait_for()

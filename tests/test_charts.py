@@ -1,0 +1,169 @@
+import doctest
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.io as pio
+import pytest
+from synthetic import Planted, synthetic_run
+
+from ling_probe import charts
+from ling_probe.analysis import (
+    ANALYSES,
+    coactivation,
+    expert_clusters,
+    expert_load,
+    family_specialisation,
+    label_specialisation,
+    load_balance,
+)
+from ling_probe.errors import UsageError
+
+NASTY = "<b>a & b</b><script>alert(1)</script>"
+
+
+def specialisation_table(n=4, label=NASTY) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "layer": np.arange(n),
+            "expert": np.arange(n),
+            "label": label,
+            "raw_log2_ratio": np.linspace(-1, 2, n),
+            "log2_ratio": np.linspace(-0.5, 1, n),
+            "ci_low": np.linspace(-0.7, 0.8, n),
+            "ci_high": np.linspace(-0.3, 1.2, n),
+            "p": np.linspace(0.001, 0.9, n),
+            "q": np.linspace(0.01, 0.9, n),
+        }
+    )
+
+
+def lines_at_no_effect(figure) -> int:
+    return sum(shape.type == "line" and shape.x0 == shape.x1 == 0 for shape in figure.layout.shapes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return synthetic_run(tmp_path_factory.mktemp("charts") / "run", 40, planted=Planted(2, 5, "multiply"))
+
+
+@pytest.fixture(scope="module")
+def labels(run):
+    return label_specialisation(run)
+
+
+def test_doctests_hold():
+    assert doctest.testmod(charts).failed == 0
+
+
+def test_load_heatmap_shows_the_table_with_one_scale_for_all_runs(run):
+    table = expert_load(run)
+    figure = charts.load_heatmap(table, group_size=4)
+    (heat,) = figure.data
+    assert heat.z.shape == (3, 16)
+    assert heat.z[1, 5] == pytest.approx(table[(table["layer"] == 2) & (table["expert"] == 5)]["log2_ratio"].item(), abs=1e-6)
+    assert (heat.zmin, heat.zmax) == (-2, 2)
+    assert list(heat.y) == ["1", "2", "3"]
+    assert [shape.x0 for shape in figure.layout.shapes] == [3.5, 7.5, 11.5]
+    assert not charts.load_heatmap(table).layout.shapes
+
+
+def test_balance_is_drawn_above_its_floor(run):
+    table = load_balance(run)
+    figure = charts.balance_lines(table)
+    assert [list(trace.y) for trace in figure.data] == [
+        table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor")
+    ]
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 2
+
+
+def test_bars_put_raw_beside_adjusted_surest_first(labels):
+    figure = charts.specialisation_bars(labels, top=5)
+    interval, adjusted, raw = figure.data
+    assert adjusted.y[0] == raw.y[0] == "L2 E5 · multiply"
+    assert len(adjusted.y) == 5
+    best = labels[(labels["layer"] == 2) & (labels["expert"] == 5) & (labels["label"] == "multiply")].iloc[0]
+    assert (adjusted.x[0], raw.x[0]) == (best["log2_ratio"], best["raw_log2_ratio"])
+    assert interval.x[:3] == (best["ci_low"], best["ci_high"], None)
+    assert adjusted.marker.color[0] == charts.PALETTE[0]
+    assert lines_at_no_effect(figure) == 1
+
+
+def test_what_is_not_significant_is_muted():
+    figure = charts.specialisation_bars(specialisation_table())
+    assert charts.MUTED in figure.data[1].marker.color
+
+
+def test_volcano_draws_no_more_than_it_is_told_and_nothing_untested():
+    table = specialisation_table(50).assign(label=["a", "b"] * 25)
+    table.loc[:9, ["p", "q"]] = np.nan
+    figure = charts.specialisation_volcano(table, most=20)
+    assert [trace.name for trace in figure.data] == ["a", "b"]
+    assert sum(len(trace.x) for trace in figure.data) == 20
+    assert max(trace.y.max() for trace in figure.data) < table["q"].max()
+    assert lines_at_no_effect(figure) == 1
+
+
+def test_many_classes_can_be_told_apart():
+    table = specialisation_table(20).assign(label=[f"label {number:02}" for number in range(20)])
+    looks = {(trace.marker.color, trace.marker.symbol) for trace in charts.specialisation_volcano(table).data}
+    assert len(looks) == 20
+
+
+def test_specialisation_heatmap_leaves_the_insignificant_blank(labels):
+    figure = charts.specialisation_heatmap(labels, "multiply")
+    shown = labels[(labels["label"] == "multiply") & (labels["q"] < 0.05)]
+    assert np.isfinite(figure.data[0].z).sum() == len(shown) > 0
+    with pytest.raises(UsageError, match='no label "dance" in this table; these there are: abduce, add'):
+        charts.specialisation_heatmap(labels, "dance")
+
+
+def test_coactivation_heatmap_is_symmetric_with_an_empty_diagonal(run):
+    table = coactivation(run)
+    z = charts.coactivation_heatmap(table, layer=3).data[0].z
+    assert z.shape == (16, 16)
+    np.testing.assert_array_equal(z, z.T)
+    assert np.isnan(np.diag(z)).all()
+    assert np.isfinite(z).sum() == 16 * 15
+    with pytest.raises(UsageError, match="layer 7 is not in this table; these are: 1, 2, 3"):
+        charts.coactivation_heatmap(table, layer=7)
+
+
+def test_cluster_map_holds_every_expert_once(run):
+    table = expert_clusters(run)
+    figure = charts.cluster_map(table)
+    assert sum(len(trace.x) for trace in figure.data) == 48
+    assert len(figure.data) == table["n_clusters"].iloc[0]
+
+
+def test_titles_ask_the_question_and_axes_are_named(run, labels):
+    figures = {
+        "expert_load": charts.load_heatmap(expert_load(run)),
+        "load_balance": charts.balance_lines(load_balance(run)),
+        "label_specialisation": charts.specialisation_volcano(labels),
+        "family_specialisation": charts.specialisation_volcano(family_specialisation(run)),
+        "expert_clusters": charts.cluster_map(expert_clusters(run)),
+    }
+    for name, figure in figures.items():
+        assert figure.layout.title.text == ANALYSES[name].question
+        assert figure.layout.yaxis.title.text
+        assert figure.layout.xaxis.title.text or figure.layout.xaxis2.title.text
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        charts.specialisation_bars(specialisation_table()),
+        charts.specialisation_volcano(specialisation_table()),
+        charts.specialisation_heatmap(specialisation_table(), NASTY),
+    ],
+    ids=["bars", "volcano", "heatmap"],
+)
+def test_text_of_a_benchmark_is_shown_not_obeyed(figure):
+    text = json.dumps(figure.to_plotly_json(), default=str)
+    assert "<b>a" not in text
+    assert "<script>" not in text
+    assert "&lt;b>a &amp; b" in text
+    page = pio.to_html(figure, include_plotlyjs=False, full_html=False, config=charts.EXPORT_CONFIG)
+    assert "<script>alert" not in page
+    assert '"showSendToCloud": false' in page
