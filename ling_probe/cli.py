@@ -320,7 +320,7 @@ def _print_headline(first: dict[str, Any]) -> None:
             f"  ({row['share']:.1%}, 95 % interval {row['ci_low']:.1%} to {row['ci_high']:.1%})"
         )
     out.print(
-        "most specialised experts (how often chosen in steps of a kind, over how often the same words choose them in other steps)"
+        "most specialised experts (choices in steps of a kind, over those of the same words in other steps of the family)"
     )
     for row in first["specialised"]:
         low, high = 2 ** row["ci_low"], 2 ** row["ci_high"]

@@ -315,7 +315,7 @@ def test_one_sequence_gives_no_p_for_company(make_run):
 
 def test_rows_to_read_first():
     table = pd.DataFrame({"ci_low": [0.1, 2.0, -3.0, -1.0], "ci_high": [0.5, 3.0, -1.0, 1.0], "q": [0.01, 0.5, 0.01, np.nan]})
-    assert surest_first(table).index.tolist() == [2, 0, 1, 3]
+    assert surest_first(table).index.tolist() == [0, 2, 1, 3]
     assert sure_effect(table).tolist() == [0.1, 2.0, 1.0, 0.0]
     assert (stats.benjamini_hochberg(np.array([np.nan])) < 0.05).sum() == 0
 

@@ -23,9 +23,10 @@ def sure_effect(table: pd.DataFrame) -> Float64[np.ndarray, " N"]:
 
 
 def surest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Discoveries (q < 0.05) before the rest, each by how far their interval lies from 0."""
+    """Discoveries (q < 0.05) before the rest, preferences before aversions, each by how far their interval lies from 0."""
     found = (table["q"] < DISCOVERY).to_numpy()
-    return table.iloc[np.lexsort((-sure_effect(table), ~found))]
+    liked = (table["ci_low"] > 0).to_numpy()
+    return table.iloc[np.lexsort((-sure_effect(table), ~liked, ~found))]
 
 
 def most_uneven_first(table: pd.DataFrame) -> pd.DataFrame:

@@ -50,9 +50,9 @@ def label_specialisation(run: Run, *, permutations: int = 1999, draws: int = 100
     """Which experts prefer which kind of reasoning step, beside what its tokens alone would make of it.
 
     One row a layer, expert and label. `tokens` of the label, the expert's share of the choices there (`share_in`) and in other
-    steps (`share_out`). `raw_log2_ratio` compares with the expert's rate over all steps: "specialised by token" counts in it.
-    `log2_ratio`, the effect, compares with how often the same words choose it in other steps of the same family: what is left
-    is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences, weights of words held
+    steps (`share_out`). `raw_log2_ratio` compares with its rate in other steps of the same family: "specialised by word" counts
+    in it. `log2_ratio`, the effect, compares with how often the same words choose it there: what is left is specialised by the
+    step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences, weights of words held
     fixed; `overlap` is the weight of the label's tokens in that comparison over their number; below a tenth there is no effect
     and no test. `p` is two-sided from whole-step permutation inside each problem, `permutations` says how many; `q` corrects
     over all tested rows (Benjamini-Hochberg). No p is below 1 in 20,001, so among tens of thousands of rows a few lone effects
@@ -108,7 +108,6 @@ def _class_table(
 ) -> pd.DataFrame:
     inside, n_tokens = classified.codes == code, classified.tokens.n_tokens
     observed, others = choices.observed[inside].sum(axis=0), choices.observed[~inside].sum(axis=0)
-    by_rate = (observed + others) * n_tokens[inside].sum() / n_tokens.sum()
     overlap = equal.tokens[0].sum() / max(n_tokens[inside].sum(), 1.0)
     log2_ratio, low, high = _equal_token_ratio(equal, weights)
     if overlap < LEAST_OVERLAP:
@@ -120,13 +119,24 @@ def _class_table(
             "tokens": int(n_tokens[inside].sum()),
             "share_in": observed / max(observed.sum(), 1.0),
             "share_out": others / max(others.sum(), 1.0),
-            "raw_log2_ratio": stats.log2_ratio(observed, by_rate),
+            "raw_log2_ratio": _raw_ratio(choices, classified, code),
             "log2_ratio": log2_ratio,
             "ci_low": low,
             "ci_high": high,
             "overlap": overlap,
         }
     )
+
+
+def _raw_ratio(choices: Choices, classified: Classified, code: int) -> Float64[np.ndarray, " E"]:
+    """The same comparison without matching the words: families weigh the same on both sides, words do not."""
+    inside, n_tokens = classified.codes == code, classified.tokens.n_tokens
+    counts = np.array([np.bincount(classified.stratum, weights=n_tokens * side) for side in (inside, ~inside)])
+    weight = (counts[::-1] / np.maximum(counts.sum(axis=0), 1))[(~inside).astype(int), classified.stratum]
+    rates = [
+        (weight[side] @ choices.observed[side] + 0.5) / (weight[side] @ n_tokens[side] + 0.5) for side in (inside, ~inside)
+    ]
+    return np.log2(rates[0] / rates[1])
 
 
 def _equal_token_ratio(
