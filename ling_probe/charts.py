@@ -25,6 +25,7 @@ MUTED = "rgba(128,128,128,0.9)"
 GRID = "rgba(128,128,128,0.25)"
 FOLDS = {"tickvals": [-2, -1, 0, 1, 2], "ticktext": ["¼", "½", "even", "2×", "4×"]}
 P_TICKS = (1, 0.3, 0.1, 0.05, 0.01, 0.001, 0.0001)
+LOSS_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3)
 
 
 def escape(text: str) -> str:
@@ -53,7 +54,7 @@ def balance_lines(table: pd.DataFrame) -> go.Figure:
     """Gini and MaxVio by layer of `load_balance`, each above the floor of a router without preference."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     layers = [str(layer) for layer in table["layer"]]
-    for row, (name, title) in enumerate((("gini", "Gini (0 to 1)"), ("max_vio", "MaxVio (times the even share)")), start=1):
+    for row, (name, title) in enumerate((("gini", "Gini"), ("max_vio", "MaxVio")), start=1):
         floor = f"{name}_floor"
         model = {"name": "model", "line": {"color": PALETTE[0]}, "mode": "lines+markers"}
         chance = {"name": "balanced router (chance)", "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
@@ -221,6 +222,26 @@ def _figure(traces: Sequence[Any], title: str, *, x: str, y: str, height: int) -
     figure.update_xaxes(title=x)
     figure.update_yaxes(title=y)
     return _styled(figure, title, height=height)
+
+
+def training_curves(log: pd.DataFrame) -> go.Figure:
+    """Loss, MaxVio and bias range through training: one row a logged step, lists by routed layer as `train.jsonl` has them."""
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    for place, (name, title) in enumerate((("loss", "whole text"), ("solution_loss", "solution alone"))):
+        line = {"color": PALETTE[place], "width": 1}
+        figure.add_scatter(x=log["step"], y=log[name], name=title, mode="lines", line=line, row=1, col=1)
+    for row, name in ((2, "max_vio"), (3, "bias_range")):
+        for layer, values in enumerate(zip(*log[name], strict=True), start=1):
+            line = {"color": PALETTE[(layer + 1) % 8], "width": 1}
+            title = f"routed layer {layer}"
+            figure.add_scatter(
+                x=log["step"], y=values, name=title, showlegend=row == 2, mode="lines", line=line, row=row, col=1
+            )
+    figure.update_yaxes(title="loss (nats)", type="log", tickvals=LOSS_TICKS, row=1, col=1).update_yaxes(
+        title="MaxVio", row=2, col=1
+    )
+    figure.update_yaxes(title="bias range (score)", row=3, col=1).update_xaxes(title="step", row=3, col=1)
+    return _styled(figure, "How did loss, balance and router bias go through training?", height=760)
 
 
 def _styled(figure: go.Figure, title: str, *, height: int) -> go.Figure:

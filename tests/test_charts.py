@@ -167,3 +167,18 @@ def test_text_of_a_benchmark_is_shown_not_obeyed(figure):
     page = pio.to_html(figure, include_plotlyjs=False, full_html=False, config=charts.EXPORT_CONFIG)
     assert "<script>alert" not in page
     assert '"showSendToCloud": false' in page
+
+
+def test_training_curves_draw_every_layer_of_the_log():
+    log = pd.DataFrame(
+        {
+            "step": [10, 20],
+            "loss": [2.0, 1.0],
+            "solution_loss": [1.5, 0.5],
+            "max_vio": [[3.0, 2.0], [1.0, 0.5]],
+            "bias_range": [[0.1, 0.2], [0.3, 0.4]],
+        }
+    )
+    lines = charts.training_curves(log).data
+    assert [list(line.y) for line in lines] == [[2.0, 1.0], [1.5, 0.5], [3.0, 1.0], [2.0, 0.5], [0.1, 0.3], [0.2, 0.4]]
+    assert all(list(line.x) == [10, 20] for line in lines)

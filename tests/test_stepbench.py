@@ -152,7 +152,7 @@ def test_training_never_shows_a_shipped_prompt(monkeypatch):
     assert not seen & set(shipped)
 
     second = generate("causal", "train", 1)
-    monkeypatch.setattr(splits, "_shipped_prompts", lambda _: {second.prompt})
+    monkeypatch.setattr(splits, "shipped_prompts", lambda _: {second.prompt})
     assert [record.id for record in islice(stepbench.train_records("causal"), 2)] == ["causal-train-0000", "causal-train-0002"]
 
 
