@@ -313,20 +313,23 @@ def _print_run(run: "Run") -> None:
 
 def _print_headline(first: dict[str, Any]) -> None:
     what = f"{_clean(first['model'])} on {_clean(first['benchmark'])}"
-    out.print(f"\n{what}: {first['sequences']:,} problems, {first['tokens']:,} tokens")
+    out.print(f"\n{what}: {first['sequences']:,} problems, {first['tokens']:,} tokens", soft_wrap=True)
     for row in first["accuracy"]:
         out.print(
             f"  {_clean(row['family']):<12}{row['correct']:>4} of {row['judged']} correct"
-            f"  ({row['share']:.1%}, 95 % interval {row['ci_low']:.1%} to {row['ci_high']:.1%})"
+            f"  ({row['share']:.1%}, 95 % interval {row['ci_low']:.1%} to {row['ci_high']:.1%})",
+            soft_wrap=True,
         )
     out.print(
-        "most specialised experts (choices in steps of a kind, over those of the same words in other steps of the family)"
+        "most specialised experts (choices in steps of a kind, over those of the same words in other steps of the family)",
+        soft_wrap=True,
     )
     for row in first["specialised"]:
         low, high = 2 ** row["ci_low"], 2 ** row["ci_high"]
         out.print(
             f"  layer {row['layer']} expert {row['expert']:<4}{_clean(row['label']):<14}x{2 ** row['log2_ratio']:.2f}"
-            f"  (95 % interval {low:.2f} to {high:.2f}), corrected p {row['q']:.2g}"
+            f"  (95 % interval {low:.2f} to {high:.2f}), corrected p {row['q']:.2g}",
+            soft_wrap=True,
         )
     out.print(f"  {_clean(first['specialised_note'])}", soft_wrap=True)
 

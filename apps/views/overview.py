@@ -72,15 +72,14 @@ def show_chart(name: str, answer: pd.DataFrame | str, figure: go.Figure | None) 
 
 
 def card(row: dict[str, Any]) -> str:
-    leaning = "prefers" if row["log2_ratio"] > 0 else "avoids"
     return block(
-        element("h3", f"Layer {row['layer']}, expert {row['expert']} {leaning} “{row['label']}”"),
+        element("h3", f"Layer {row['layer']}, expert {row['expert']} prefers “{row['label']}”"),
         element("div", times(row["log2_ratio"]), class_="big"),
         facts(
             {
                 "95 % interval": f"{times(row['ci_low'])} to {times(row['ci_high'])}",
                 "corrected p": f"{row['q']:.3g}",
-                "raw, tokens included": times(row["raw_log2_ratio"]),
+                "words included": times(row["raw_log2_ratio"]),
             }
         ),
         kind="card",
@@ -100,7 +99,7 @@ def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
     best = first["specialised"][0]
     st.text(
         f"Look first at layer {best['layer']}, expert {best['expert']}: steps labelled “{best['label']}” choose it "
-        f"{times(best['log2_ratio'])} as often as their tokens in these problems would. "
+        f"{times(best['log2_ratio'])} as often as the same words do in other steps of their family. "
         "The problem with most such steps shows it."
     )
     there = link(problem=opened.example(source, best["label"]), layer=best["layer"], expert=best["expert"])
