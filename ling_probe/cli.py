@@ -220,8 +220,12 @@ def train(
     device: Device = "cpu",
 ) -> None:
     """Train a small Ling 2.0 from scratch on stepbench, balanced through the router bias."""
+    import transformers
+
     from ling_probe.train import PRESETS
     from ling_probe.train import train as run_training
+
+    transformers.utils.logging.disable_progress_bar()
 
     if preset not in PRESETS:
         raise UsageError(f'no recipe "{preset}"; there is {", ".join(PRESETS)}')

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from ling_probe.errors import ConfigError
+from ling_probe.errors import CheckpointError, ConfigError
 from ling_probe.model import LingConfig, LingForCausalLM, LingModel
 from ling_probe.model.modeling import LingRotaryEmbedding, gates
 from ling_probe.routing import compare_routing, route
@@ -211,6 +211,12 @@ def test_next_token_layers_are_left_out_and_said_so_on_save(tmp_path):
     assert (logits - recorded["fp32.eager.unpadded.logits"]).abs().max() < 1e-4
     model.save_pretrained(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
+def test_next_token_layers_counted_as_decoder_layers_are_refused_by_the_auto_classes(tmp_path):
+    with_next_token_layer(tmp_path / "with", inside=True)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.4 is a next-token-prediction layer"):
+        load("tiny-base", folder=tmp_path / "with")
 
 
 @pytest.mark.parametrize("edit", ["logits", "scores", "choice", "expert_ids", "weights"])

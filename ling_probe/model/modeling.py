@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ling_probe.errors import CheckpointError
 from ling_probe.model.config import LingConfig
 
 Tensor = torch.Tensor
@@ -300,6 +301,22 @@ class LingPreTrainedModel(PreTrainedModel):
         "hidden_states": LingDecoderLayer,
         "attentions": LingAttention,
     }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; refuses a checkpoint that counts next-token-prediction layers as decoder layers.
+
+        Raises:
+            CheckpointError: It does. `ling_probe.model.load` corrects the count and loads it.
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if inside := [key for key in info["unexpected_keys"] if key.endswith(".eh_proj.weight")]:
+            raise CheckpointError(
+                f"{inside[0].removesuffix('.eh_proj.weight')} is a next-token-prediction layer, counted in num_hidden_layers "
+                f"{model.config.num_hidden_layers}; load it with ling_probe, or lower that number"
+            )
+        return (model, info) if wanted else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
