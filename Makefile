@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-# Tests and measurements use one thread: two spinning on a busy two-core machine are ten times slower.
+# One thread: two that spin on a busy two-core machine are ten times slower. make OMP_NUM_THREADS=8 demo uses more.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test check perf explore format train clean
@@ -18,7 +18,7 @@ help:
 	@echo "make train    train ling-tiny again, into out/ling-tiny"
 
 demo: $(VENV)/.installed
-	OMP_NUM_THREADS=2 $(BIN)/ling-probe demo --out $(RUN)
+	$(BIN)/ling-probe demo --out $(RUN)
 
 explore: $(VENV)/.installed
 	$(BIN)/ling-probe explore $(RUN)
