@@ -143,7 +143,7 @@ def _most_specialised(table: pd.DataFrame | str) -> tuple[list[dict[str, Any]], 
     columns = ["layer", "expert", "label", "log2_ratio", "ci_low", "ci_high", "raw_log2_ratio", "q"]
     best = found.drop_duplicates(["layer", "expert"]).head(3)
     tested = f"{len(found):,} of {table['p'].count():,} tested (layer, expert, label) cells"
-    return _records(best[columns]), f"{tested} are significant (q below 0.05)."
+    return _records(best[columns]), f"{tested} are preferences beyond chance (q below 0.05)."
 
 
 def _accuracy(sequences: pd.DataFrame) -> list[dict[str, Any]]:
