@@ -33,6 +33,7 @@ TABLE_ROWS = 50_000
 """Longer tables are cut to their first rows to read; pairs of 256 experts in 19 layers are 620,160."""
 
 LIMITS = (
+    "The experts named first were picked by their effect on these same problems; on others it will tend to be smaller.",
     "A preference is not a cause. Whether the model needs an expert for a kind of step shows once it is excluded or silenced.",
     "Tokens that occur under one label alone cannot tell meaning from wording; they count as wording.",
     "Steps are found and labelled by rule. Another way to cut the text can give other labels and other effects.",

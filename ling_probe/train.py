@@ -81,7 +81,7 @@ class Recipe:
         return min(1.0, max(0.0, 1.5 * (1 - step / self.curriculum_steps)))
 
 
-# A rotation base of 100 suits texts of 250 tokens: with 10,000 half the rotated dimensions hardly turn.
+# With a rotation base of 10,000 three of the eight frequencies turn less than one radian in 250 tokens; with 100 none does.
 PRESETS: dict[str, Recipe] = {
     "ling-tiny": Recipe(
         steps=6500,
