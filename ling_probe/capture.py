@@ -83,11 +83,11 @@ def capture(
         if max_new_tokens > 0:
             sequences = _generate(loaded, window, editor, max_new_tokens, batch_tokens)
         else:
-            sequences = [_read(loaded, record) for record in window]
+            sequences = [read_sequence(loaded, record) for record in window]
         yield from _record(loaded, sequences, editor, tuple(keep), batch_tokens)
 
 
-def _read(loaded: LoadedLing, record: Record) -> _Sequence:
+def read_sequence(loaded: LoadedLing, record: Record) -> _Sequence:
     """Prompt and own solution, ended as in training if there is a solution."""
     prompt, solution = _encode(loaded, record, record.prompt), _encode(loaded, record, record.solution)
     end = [loaded.tokenizer.eos_token_id] if solution and loaded.tokenizer.eos_token_id is not None else []
@@ -126,7 +126,7 @@ def _generate(
     prompts = [_encode(loaded, record, record.prompt) for record in records]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     done: dict[int, _Sequence] = {}
-    for batch in _batches(lengths, batch_tokens):
+    for batch in length_batches(lengths, batch_tokens):
         width = max(len(prompts[i]) for i in batch)
         pad = loaded.tokenizer.pad_token_id or 0
         rows = [[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]
@@ -148,7 +148,7 @@ def _until_end(ids: list[int], end: int | None) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length whose padded size is at most ``batch_tokens``."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -166,7 +166,7 @@ def _record(
 ) -> Iterator[RoutingTrace]:
     lengths = [len(sequence.ids) for sequence in sequences]
     traces: dict[int, RoutingTrace] = {}
-    for batch in _batches(lengths, batch_tokens):
+    for batch in length_batches(lengths, batch_tokens):
         traces |= zip(batch, _run_batch(loaded, [sequences[i] for i in batch], editor, keep), strict=True)
     for i in range(len(sequences)):
         yield traces.pop(i)

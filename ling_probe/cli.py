@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
     from ling_probe.run import Run
 
@@ -39,7 +41,9 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped checkpoint (ling-tiny).")]
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped one (ling-tiny); NAME@step-N is a snapshot.")
+]
 BenchmarkName = Annotated[str, typer.Argument(help="A shipped benchmark (stepbench) or a .jsonl file.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
@@ -195,11 +199,12 @@ def evaluate(
     limit: Limit = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest completion.", min=1)] = 200,
     batch_tokens: BatchTokens = 8192,
+    rerouting: Annotated[bool, typer.Option(help="Read the given solutions under other routers too.")] = True,
     device: Device = "auto",
     dtype: Dtype = DtypeName.auto,
     as_json: Json = False,
 ) -> None:
-    """Solve a benchmark by greedy generation: exact answers by family, and the balance of the experts."""
+    """Solve a benchmark by greedy generation: exact answers by family, the balance of the experts, and if routing matters."""
     from ling_probe.evaluate import evaluate as run_evaluation
 
     problems = _read(benchmark, split=split, limit=limit)
@@ -209,6 +214,78 @@ def evaluate(
     title = f"{loaded.spec.name} on {problems.name} {problems.split}"
     for table, name in ((found.accuracy, "exact answers"), (found.balance, "balance")):
         _print_frame(f"{title}: {name}", table.assign(table=name) if as_json else table, as_json=as_json)
+    if rerouting:
+        _print_rerouting(loaded, problems.records, title, batch_tokens=batch_tokens, as_json=as_json)
+
+
+_REROUTED = ("condition", "family", "problems", "loss", "loss_increase", "increase_low", "increase_high", "token_accuracy",
+             "share", "ci_low", "ci_high")  # fmt: skip
+"""Columns of the printed table; the JSON rows have all."""
+
+
+def _print_rerouting(loaded: "LoadedLing", records: Sequence[Any], title: str, *, batch_tokens: int, as_json: bool) -> None:
+    if not any(record.solution for record in records):
+        sys.stderr.write("no problem has a solution to read, so other routers are not tried\n")
+        return
+    from ling_probe.rerouting import rerouted_losses
+
+    name = "does routing matter"
+    with Console(stderr=True).status("reading the solutions under other routers"):
+        table = rerouted_losses(loaded, records, batch_tokens=batch_tokens)
+    shown = table.assign(table=name) if as_json else table[list(_REROUTED)]
+    _print_frame(f"{title}: {name}", shown, as_json=as_json)
+
+
+class CacheDtypeName(StrEnum):
+    """Number types that keys and values can be cached in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float8 = "float8"
+
+
+@app.command()
+def cost(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A published size (ling-mini-2.0, ling-flash-2.0, ling-1t), a config.json, a checkpoint folder, or a shipped "
+            "checkpoint (ling-tiny).",
+            metavar="CONFIG_OR_MODEL",
+        ),
+    ],
+    context: Annotated[int, typer.Option(help="Tokens that a new token attends to, itself included.", min=1)] = 4096,
+    dtype: Annotated[CacheDtypeName, typer.Option(help="Number type of the key-value cache.")] = CacheDtypeName.bfloat16,
+    as_json: Json = False,
+) -> None:
+    """Count parameters, FLOPs per token and cache bytes from a configuration alone; no weights are read."""
+    from ling_probe.cost import NUMBER_BYTES, read_config
+    from ling_probe.cost import cost as count
+
+    found = count(read_config(model), context=context, number_bytes=NUMBER_BYTES[dtype.value])
+    sums = (found.non_embedding, found.total)
+    if as_json:
+        rows = [{"table": "parts"} | asdict(part) for part in found.parts] + [{"table": "sums"} | asdict(part) for part in sums]
+        facts = {name: value for name, value in asdict(found).items() if name != "parts"}
+        facts = {"model": model, "cache_dtype": dtype.value, "cache_bytes": found.cache_bytes} | facts
+        _print_rows("cost", [*rows, {"table": "facts"} | facts], as_json=True)
+        return
+    _print_cost(f"{model}: parameters, and FLOPs per token at {context:,} tokens of context", found, dtype.value)
+
+
+def _print_cost(title: str, found: "Cost", dtype: str) -> None:
+    shown = (*found.parts, found.non_embedding, found.total)
+    rows = [{name: f"{each:>17,}" if isinstance(each, int) else each for name, each in asdict(part).items()} for part in shown]
+    _print_rows(title, rows, as_json=False)
+    for name, value in {
+        f"key-value cache, {dtype}": f"{found.cache_bytes_per_token:,} bytes a token, {found.cache_bytes:,} for the context",
+        "attention scores": f"{found.prefill_score_flops:,} FLOPs a token, averaged over a prefill of the context",
+        "weights, bfloat16": f"{found.weight_bytes:,} bytes",
+        "routing": f"{found.routing_choices:,} experts a token, over all layers",
+        "next-token layers": f"{found.next_token_layers}, uncounted; one has {found.next_token_layer_parameters:,} parameters",
+    }.items():
+        out.print(f"{name:<28}{value}", soft_wrap=True)
 
 
 @app.command()
@@ -217,6 +294,7 @@ def train(
     preset: Annotated[str, typer.Option(help="A recipe by name.")] = "ling-tiny",
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps of the recipe.", min=1)] = None,
     snapshot: Annotated[list[float] | None, typer.Option(help="Fractions of the training at which to save a copy.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the work on a CPU, one thread each.", min=1)] = 1,
     device: Device = "cpu",
 ) -> None:
     """Train a small Ling 2.0 from scratch on stepbench, balanced through the router bias."""
@@ -229,7 +307,8 @@ def train(
 
     if preset not in PRESETS:
         raise UsageError(f'no recipe "{preset}"; there is {", ".join(PRESETS)}')
-    for line in run_training(PRESETS[preset], folder, device=device, snapshots=tuple(snapshot or ()), stop_after=steps):
+    marks = tuple(snapshot or ())
+    for line in run_training(PRESETS[preset], folder, device=device, workers=workers, snapshots=marks, stop_after=steps):
         out.print(
             f"step {line['step']:>6}  loss {line['loss']:.4f}  solution {line['solution_loss']:.4f}  "
             f"MaxVio {max(line['max_vio']):.2f}  dead {sum(line['dead'])}  tokens {line['tokens']:,}  {line['seconds']:.0f} s"

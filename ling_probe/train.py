@@ -1,8 +1,8 @@
 """Train a small Ling 2.0 from scratch on stepbench, balanced the Ling way.
 
 1. Draw problems of the three families in equal number, endless and never from a shipped split. A curriculum begins with few
-   operations and only the premises that are needed: with many premises to choose from, looking one up is learned late.
-2. Sort a pool of them by length and cut it into batches of about ``batch_tokens`` padded tokens.
+   operations and bare problems: with many premises to choose from, looking one up is learned late.
+2. Gather ``batch_tokens`` tokens of problems for a step, all families mixed, and compute them in parts of about equal length.
 3. Minimise the next-token loss: solution tokens count 1, prompt tokens ``prompt_weight`` (a random prompt is mostly noise).
 4. After every step move each router's bias, without any auxiliary loss: with c the tokens an expert got,
    ``bias += rate * (sign(mean(c) - c) - mean(sign(mean(c) - c)))`` (arXiv 2408.15664, as Ling 2.0 applies it).
@@ -14,15 +14,18 @@ Routing and experts learn jointly from the first step. The result is saved in th
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
+from itertools import count, cycle, islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ling_probe.benchmarks import Record
@@ -31,7 +34,7 @@ from ling_probe.metrics import dead_experts, max_vio
 from ling_probe.model import LingConfig, LingForCausalLM
 from ling_probe.model.modeling import gates
 from ling_probe.muon import Muon
-from ling_probe.stepbench import FAMILIES, essential, shipped_prompts, train_records
+from ling_probe.stepbench import FAMILIES, generate, shipped_prompts
 from ling_probe.tokenizer import build_tokenizer
 
 IGNORED = -100
@@ -42,8 +45,10 @@ class Recipe:
     """Everything that decides the trained weights, apart from the library versions."""
 
     steps: int
-    batch_tokens: int = 2048
-    """Padded tokens per step."""
+    batch_tokens: int = 3072
+    """Tokens per step."""
+    parts: int = 2
+    """Parts of neighbours in length that a step's batch is computed in, so that little is padding."""
     learning_rate: float = 3e-3
     warmup_steps: int = 200
     decay_fraction: float = 0.3
@@ -58,9 +63,8 @@ class Recipe:
     bias_rate: float = 1e-3
     """Step of the router bias."""
     prompt_weight: float = 0.1
-    curriculum_steps: int = 1800
-    """Steps over which problems grow from 2 operations to 6, and from the premises they need to all of them."""
-    pool_batches: int = 16
+    curriculum_steps: int = 600
+    """Steps over which problems grow from 2 operations to 6, and from bare ones to full ones."""
     seed: int = 0
     log_every: int = 20
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -76,15 +80,15 @@ class Recipe:
         """Most operations a training problem may have at a step, 2 to 6."""
         return 6 if step >= self.curriculum_steps else 2 + 4 * step // self.curriculum_steps
 
-    def essential_share_at(self, step: int) -> float:
-        """Share of problems that hold only the premises they need: all in the first third of the curriculum, none after it."""
+    def bare_share_at(self, step: int) -> float:
+        """Share of bare problems: all in the first third of the curriculum, none after it."""
         return min(1.0, max(0.0, 1.5 * (1 - step / self.curriculum_steps)))
 
 
 # With a rotation base of 10,000 three of the eight frequencies turn less than one radian in 250 tokens; with 100 none does.
 PRESETS: dict[str, Recipe] = {
     "ling-tiny": Recipe(
-        steps=6500,
+        steps=7600,
         architecture={
             "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "first_k_dense_replace": 1,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5,
@@ -109,6 +113,43 @@ class Batch:
         """Which of the tokens are not padding [B, S]."""
         return self.label_weights >= 0
 
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.label_weights.to(device))
+
+
+class Team:
+    """The worker processes that share one training run; each computes some parts of every batch and moves some matrices.
+
+    Only the time differs from working alone: gradients are sums over all parts, up to the order of summation.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace every tensor by its sum over the team."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    @torch.no_grad()
+    def share(self, shares: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Give everybody the tensors that each worker has moved."""
+        if self.size == 1:
+            return
+        for owner, tensors in enumerate(shares):
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            torch.distributed.broadcast(flat, owner)
+            for tensor, moved in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(moved.view_as(tensor))
+
+
+ALONE = Team()
+
 
 class BiasBalancer:
     """Counts what every router chooses and moves its bias against the excess (step 4)."""
@@ -117,7 +158,7 @@ class BiasBalancer:
         self.rate = rate
         self.gates = list(gates(model).values())
         self.real: torch.Tensor | None = None
-        self._counts = [torch.zeros(gate.n_experts, device=gate.weight.device) for gate in self.gates]
+        self.counts = [torch.zeros(gate.n_experts, device=gate.weight.device) for gate in self.gates]
         self.window = np.zeros((len(self.gates), self.gates[0].n_experts), dtype=np.int64)
         """Tokens per routed layer and expert since it was last zeroed [M, E]."""
 
@@ -129,12 +170,12 @@ class BiasBalancer:
 
     def _count(self, row: int, ids: torch.Tensor) -> None:
         chosen = ids if self.real is None else ids[self.real.reshape(-1)]
-        self._counts[row] += torch.bincount(chosen.reshape(-1), minlength=self._counts[row].numel())
+        self.counts[row] += torch.bincount(chosen.reshape(-1), minlength=self.counts[row].numel())
 
     @torch.no_grad()
     def step(self) -> None:
         """Move every bias once and start counting afresh."""
-        for row, (gate, counts) in enumerate(zip(self.gates, self._counts, strict=True)):
+        for row, (gate, counts) in enumerate(zip(self.gates, self.counts, strict=True)):
             excess = torch.sign(counts.mean() - counts)
             gate.expert_bias += self.rate * (excess - excess.mean())
             self.window[row] += counts.long().cpu().numpy()
@@ -148,41 +189,38 @@ def encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
     return [*prompt, *solution, tokenizer.eos_token_id], len(prompt)
 
 
-def training_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
-    """One batch per step, the same for the same recipe and tokenizer."""
-    streams = [train_records(family, recipe.seed) for family in FAMILIES]
+def training_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Batch]]:
+    """The parts of one step's batch, for every step; the same for the same recipe and tokenizer."""
+    indices = {family: count() for family in FAMILIES}
     rng = np.random.default_rng(recipe.seed)
-    for start in range(0, recipe.steps, recipe.pool_batches):
-        pool = _draw(streams, tokenizer, recipe, start, rng)
-        batches = _cut(sorted(pool, key=lambda item: len(item[0])), recipe)
-        order = rng.permutation(len(batches))
-        for index in order[: min(recipe.pool_batches, recipe.steps - start)]:
-            yield collate(batches[index], tokenizer.pad_token_id, recipe.prompt_weight)
+    families = cycle(FAMILIES)
+    for step in range(recipe.steps):
+        problems: list[tuple[list[int], int]] = []
+        drawn = 0
+        while drawn < recipe.batch_tokens:
+            family, bare = next(families), rng.random() < recipe.bare_share_at(step)
+            record = _problem(family, indices[family], recipe.seed, hardest=recipe.hardest_at(step), bare=bool(bare))
+            problems.append(encode(record, tokenizer))
+            drawn += len(problems[-1][0])
+        parts = _cut(sorted(problems, key=lambda item: len(item[0])), recipe.parts)
+        yield [collate(part, tokenizer.pad_token_id, recipe.prompt_weight) for part in parts]
 
 
-def _draw(
-    streams: list[Iterator[Record]], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, step: int, rng: np.random.Generator
-) -> list[tuple[list[int], int]]:
-    """Encoded problems for ``pool_batches`` batches, as hard as the curriculum allows at this step."""
-    hardest, share = recipe.hardest_at(step), recipe.essential_share_at(step)
-    pool: list[tuple[list[int], int]] = []
-    drawn = 0
-    while drawn < recipe.batch_tokens * recipe.pool_batches:
-        for stream in streams:
-            record = next(record for record in stream if record.meta["difficulty"] <= hardest)
-            record = essential(record) if rng.random() < share else record
-            if record.prompt not in shipped_prompts(record.family):
-                pool.append(encode(record, tokenizer))
-                drawn += len(pool[-1][0])
-    return pool
+def _problem(family: str, indices: Iterator[int], seed: int, *, hardest: int, bare: bool) -> Record:
+    """The next problem of the training stream that is no harder than allowed and no shipped one."""
+    for index in indices:
+        record = generate(family, "train", index, seed, bare=bare)
+        if record.meta["difficulty"] <= hardest and record.prompt not in shipped_prompts(family):
+            return record
+    raise AssertionError("indices end")
 
 
-def _cut(pool: list[tuple[list[int], int]], recipe: Recipe) -> list[list[tuple[list[int], int]]]:
-    """Exactly ``pool_batches`` batches of neighbours in length, of about equal padded size."""
-    sizes = np.cumsum([len(ids) for ids, _ in pool])
-    edges = np.searchsorted(sizes, np.linspace(0, sizes[-1], recipe.pool_batches + 1)[1:-1])
-    bounds = [0, *edges.tolist(), len(pool)]
-    return [pool[a:b] for a, b in pairwise(bounds)]
+def _cut(problems: list[tuple[list[int], int]], parts: int) -> list[list[tuple[list[int], int]]]:
+    """Neighbours in length together, in parts of about equal size and none empty."""
+    sizes = np.cumsum([len(ids) for ids, _ in problems])
+    edges = np.searchsorted(sizes, np.linspace(0, sizes[-1], parts + 1)[1:-1])
+    bounds = [0, *edges.tolist(), len(problems)]
+    return [problems[a:b] for a, b in pairwise(bounds) if a < b]
 
 
 def collate(items: list[tuple[list[int], int]], pad: int, prompt_weight: float) -> Batch:
@@ -201,14 +239,13 @@ def collate(items: list[tuple[list[int], int]], pad: int, prompt_weight: float) 
     return Batch(input_ids, labels, weights)
 
 
-def weighted_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean next-token loss in nats, and the plain mean over solution tokens."""
+def weighted_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the weighted next-token losses in nats, and the plain sum over solution tokens."""
     losses = nn.functional.cross_entropy(
         logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=IGNORED
     )
     weights = batch.label_weights.flatten().clamp(min=0)
-    solution = weights == 1
-    return (losses * weights).sum() / weights.sum(), losses[solution].mean().detach()
+    return (losses * weights).sum(), losses[weights == 1].sum().detach()
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LingForCausalLM:
@@ -226,7 +263,13 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LingForCaus
 
 
 def train(
-    recipe: Recipe, out: Path, *, device: str = "cpu", snapshots: Sequence[float] = (), stop_after: int | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    snapshots: Sequence[float] = (),
+    stop_after: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train and save to ``out``; yields each log line as it is written to ``out/train.jsonl``.
 
@@ -234,21 +277,26 @@ def train(
         recipe: What to train, on what, how long.
         out: A folder that does not exist yet.
         device: Where to compute.
+        workers: Processes that share the work on a CPU, one thread each; the recipe's parts are dealt out among them.
         snapshots: Fractions of the steps after which a copy is saved to ``out/step-N``.
         stop_after: Steps after which to stop and save; the schedule stays the recipe's, so the losses are its first ones.
 
     Raises:
-        UsageError: ``out`` exists.
+        UsageError: ``out`` exists, or more workers than there is work for.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; give --out a new folder")
+    if not 1 <= workers <= (recipe.parts if device == "cpu" else 1):
+        raise UsageError(
+            f"{workers} workers on {device} for {recipe.parts} parts a batch; give 1, on the CPU at most one a part"
+        )
     build_tokenizer(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    model = new_model(recipe, tokenizer).to(device).train()
     marks = {max(1, round(fraction * recipe.steps)) for fraction in snapshots}
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    with (out / "train.jsonl").open("w") as log:
-        for line in islice(_optimise(model, recipe, tokenizer, device), stop_after):
+    with _team(workers, recipe, out, stop_after) as team, (out / "train.jsonl").open("w") as log:
+        model = new_model(recipe, tokenizer).to(device).train()
+        for line in islice(_optimise(model, recipe, tokenizer, device, team), stop_after):
             if "loss" in line:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
@@ -258,29 +306,62 @@ def train(
     save(model, tokenizer, out)
 
 
+@contextmanager
+def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None) -> Iterator[Team]:
+    """The process that calls this as the first of a team, the others started beside it."""
+    if workers == 1:
+        yield ALONE
+        return
+    threads = torch.get_num_threads()
+    with TemporaryDirectory() as meeting:
+        method = f"file://{meeting}/team"
+        helpers = spawn(_help, (workers, method, recipe, out, stop_after), nprocs=workers - 1, join=False, daemon=True)
+        try:
+            yield _join(0, workers, method)
+            helpers.join()
+        finally:
+            torch.distributed.destroy_process_group()
+            torch.set_num_threads(threads)
+            for process in helpers.processes:
+                process.terminate()
+
+
+def _join(rank: int, size: int, method: str) -> Team:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=size)
+    return Team(rank, size)
+
+
+def _help(index: int, workers: int, method: str, recipe: Recipe, out: Path, stop_after: int | None) -> None:
+    """What every process but the first does: the same steps, without log or files."""
+    team = _join(index + 1, workers, method)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = new_model(recipe, tokenizer).train()
+    for _ in islice(_optimise(model, recipe, tokenizer, "cpu", team), stop_after):
+        pass
+
+
 def _optimise(
-    model: LingForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: str
+    model: LingForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: str, team: Team = ALONE
 ) -> Iterator[dict[str, Any]]:
     """One value per step: ``{"step": n}``, with the measured quantities every ``log_every`` steps."""
-    optimizers = _optimizers(model, recipe)
+    optimizers, moved = _optimizers(model, recipe, team)
     balancer = BiasBalancer(model, recipe.bias_rate)
     tokens, recent, started = 0, [], time.monotonic()
     with ExitStack() as stack:
         balancer.attach(stack)
-        for step, batch in enumerate(training_batches(recipe, tokenizer)):
-            batch = Batch(*(getattr(batch, name).to(device) for name in ("input_ids", "labels", "label_weights")))
+        for step, parts in enumerate(training_batches(recipe, tokenizer)):
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.learning_rate_at(step)
-            balancer.real = batch.real
-            loss, solution_loss = weighted_loss(model(input_ids=batch.input_ids, use_cache=False).logits, batch)
-            loss.backward()
+            losses = _accumulate(model, balancer, [part.to(device) for part in parts], team)
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             for optimizer in optimizers:
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            team.share(moved)
+            model.zero_grad(set_to_none=True)
             balancer.step()
-            tokens += int(batch.real.sum())
-            recent.append((loss.item(), solution_loss.item(), float(norm)))
+            tokens += sum(int(part.real.sum()) for part in parts)
+            recent.append((*losses, float(norm)))
             line: dict[str, Any] = {"step": step + 1}
             if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
                 line |= _measure(balancer, recent) | {
@@ -291,15 +372,37 @@ def _optimise(
             yield line
 
 
-def _optimizers(model: LingForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention, feed-forward networks and experts; AdamW for embeddings, head, routers and norms."""
+def _accumulate(
+    model: LingForCausalLM, balancer: BiasBalancer, parts: Sequence[Batch], team: Team = ALONE
+) -> tuple[float, float]:
+    """Gradients of the weighted mean loss over all parts, and the load; returns that loss and the mean over solution tokens."""
+    weight = sum(float(part.label_weights.clamp(min=0).sum()) for part in parts)
+    solution = sum(int((part.label_weights == 1).sum()) for part in parts)
+    totals = torch.zeros(2)
+    for part in parts[team.rank :: team.size]:
+        balancer.real = part.real
+        loss, solution_loss = weighted_losses(model(input_ids=part.input_ids, use_cache=False).logits, part)
+        (loss / weight).backward()
+        totals += torch.stack((loss.detach(), solution_loss)).cpu()
+    team.add([*(p.grad for p in model.parameters() if p.grad is not None), *balancer.counts, totals])
+    return totals[0].item() / weight, totals[1].item() / solution
+
+
+def _optimizers(
+    model: LingForCausalLM, recipe: Recipe, team: Team = ALONE
+) -> tuple[list[torch.optim.Optimizer], list[list[nn.Parameter]]]:
+    """Muon for the matrices of attention, feed-forward networks and experts; AdamW for embeddings, head, routers and norms.
+
+    The workers of a team move a share of the matrices each; second come the matrices by worker.
+    """
     routers = {gate.weight for gate in gates(model).values()}
     outside = {model.model.embed_tokens.weight, model.lm_head.weight, *routers}
     matrices = [p for p in model.parameters() if p.ndim >= 2 and p not in outside]
     rest = [p for p in model.parameters() if p.ndim < 2 or p in outside]
-    muon = Muon(matrices, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    shares = [matrices[rank :: team.size] for rank in range(team.size)]
+    muon = Muon(shares[team.rank], lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     adam = torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True)
-    return [muon, adam]
+    return [muon, adam], shares
 
 
 def _measure(balancer: BiasBalancer, recent: list[tuple[float, float, float]]) -> dict[str, Any]:

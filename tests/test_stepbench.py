@@ -1,3 +1,4 @@
+import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
@@ -11,28 +12,31 @@ from hypothesis import strategies as st
 from ling_probe import stepbench
 from ling_probe.benchmarks import Record
 from ling_probe.errors import UsageError
-from ling_probe.stepbench import FAMILIES, check, essential, generate, label_line, read_line, splits
+from ling_probe.stepbench import FAMILIES, check, generate, label_line, read_line, splits
 from ling_probe.stepbench.draw import Draw
 from ling_probe.stepbench.names import FIRST, SECOND, all_names, draw_names
+from ling_probe.stepbench.pairs import content_words
 from ling_probe.steps import segment
+from ling_probe.tokenizer import build_tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "datasets" / "stepbench"
 HELD_OUT = frozenset(all_names(held_out=True))
 USUAL = frozenset(all_names(held_out=False))
 
 DEDUCTION = (
-    "facts: each baxtis is a gazjin. each gazjin is a taldel. sabgar is a moxpus. nubsof is a baxtis. jutdop is a daxwex. "
-    "every daxwex is happy. any moxpus is a torzan. any torzan is not happy. question: is sabgar happy?\n"
+    "facts: in sabgar moxpus is found. by gazjin taldel holds. by baxtis gazjin holds. from moxpus torzan follows. with daxwex "
+    "always happy comes. of nubsof baxtis is true. for jutdop daxwex holds. with torzan never happy comes. "
+    "question: is sabgar happy?\n"
 )
 CAUSAL = (
     "given dupyed is 17\n"
     "noise is 33-17=16\n"
     "set dupyed to 9\n"
-    "then wumnem is 9+16=25\n"
-    "then daxzan is 25*3=75\n"
-    "then rovdel is 75-19=56\n"
-    "then gimraz is 56-18=38\n"
-    "answer: 38\n"
+    "from dupyed wumnem adds noise: 9+16=25\n"
+    "from wumnem daxzan multiplies 3: 25*3=75\n"
+    "from daxzan rovdel subtracts 19: 75-19=56\n"
+    "from rovdel gimraz subtracts 6: 56-6=50\n"
+    "answer: 50\n"
 )
 BETWEEN = [7, 1, 4, 2, 1, 7, 4, 9]
 SHUFFLED = ["b", "a", "d", "c", "f", "e"]
@@ -51,52 +55,69 @@ def written(family, prompt, lines, answer):
 
 BY_HAND = [
     ("arithmetic", "compute ((7+5)*3)-4\n", ["7+5=12", "12*3=36", "36-4=32"], "32"),
-    ("arithmetic", "compute 4+(3*(7-5))\n", ["7-5=2", "3*2=6", "4+6=10"], "10"),
-    ("arithmetic", "is ((7+5)*3)-4 more than 30?\n", ["7+5=12", "12*3=36", "36-4=32", "32>30"], "yes"),
-    ("arithmetic", "is 36/(2+2) less than 9?\n", ["2+2=4", "36/4=9", "9=9"], "no"),
+    ("arithmetic", "what is 4+(3*(7-5))?\n", ["7-5=2", "3*2=6", "4+6=10"], "10"),
     (
         "arithmetic",
-        "story: mibpus has 7 figs. kelvek has 9 pears. mibpus finds 5 more. kelvek eats 2. "
-        "mibpus splits them into 4 equal piles and keeps one. how many figs has mibpus?\n",
-        ["7+5=12", "12/4=3"],
-        "3",
+        "is ((7+5)*3)-4 greater than 30?\n",
+        ["7+5=12", "12*3=36", "36-4=32", "compare 32 with 30: larger"],
+        "yes",
+    ),
+    ("arithmetic", "is 36/(2+2) less than 9?\n", ["2+2=4", "36/4=9", "compare 9 with 9: equal"], "no"),
+    (
+        "arithmetic",
+        "story: mibpus has 7 figs. kelvek has 9 pears. it is day 3 of the month. mibpus finds 5. kelvek eats 2. "
+        "mibpus splits them into 4 piles and keeps one. does mibpus have more than 3 figs?\n",
+        [
+            "given mibpus has 7 figs",
+            "finds 5: 7+5=12",
+            "splits them into 4 piles and keeps one: 12/4=3",
+            "compare 3 with 3: equal",
+        ],
+        "no",
     ),
     (
         "deduction",
-        "facts: each wumpus is a torvex. daxlom is a wumpus. any torvex is red. question: is daxlom red?\n",
-        ["given daxlom is a wumpus", "every wumpus is a torvex", "every torvex is red", "so daxlom is red"],
+        "facts: with wumpus torvex comes. for daxlom wumpus holds. by torvex always red holds. question: is daxlom red?\n",
+        ["for daxlom wumpus", "from wumpus torvex", "from torvex always red", "so daxlom is always red"],
         "true",
     ),
     (
         "deduction",
-        "facts: every wumpus is not red. daxlom is a wumpus. every torvex is red. question: is daxlom red?\n",
-        ["given daxlom is a wumpus", "every wumpus is not red", "so daxlom is not red"],
+        "facts: from wumpus never red follows. of daxlom wumpus is true. by torvex always red holds. "
+        "question: is daxlom red?\n",
+        ["for daxlom wumpus", "from wumpus never red", "so daxlom is never red"],
         "false",
     ),
     (
         "deduction",
-        "facts: every wumpus is a torvex. daxlom is a wumpus. every zibnix is red. question: is daxlom red?\n",
-        ["given daxlom is a wumpus", "every wumpus is a torvex", "no rule for torvex"],
+        "facts: with wumpus torvex comes. in daxlom wumpus is found. by zibnix always red holds. question: is daxlom red?\n",
+        ["for daxlom wumpus", "from wumpus torvex", "from torvex nothing"],
         "unknown",
     ),
     (
         "causal",
-        "model: moxnem is zibbor plus 4. zibbor is 3. talvek is moxnem times 2. question: what is talvek?\n",
-        ["given zibbor is 3", "then moxnem is 3+4=7", "then talvek is 7*2=14"],
+        "model: with zibbor moxnem adds 4. zibbor equals 3. by moxnem talvek multiplies 2. question: what is talvek?\n",
+        ["given zibbor is 3", "from zibbor moxnem adds 4: 3+4=7", "from moxnem talvek multiplies 2: 7*2=14"],
         "14",
     ),
     (
         "causal",
-        "model: moxnem is zibbor plus 4. zibbor is 3. talvek is moxnem times 2. "
+        "model: from zibbor moxnem adds 4. zibbor is 3. from moxnem talvek multiplies 2. "
         "question: if we set moxnem to 5, what is talvek?\n",
-        ["set moxnem to 5", "then talvek is 5*2=10"],
+        ["set moxnem to 5", "from moxnem talvek multiplies 2: 5*2=10"],
         "10",
     ),
     (
         "causal",
-        "model: zibbor is 3. moxnem is zibbor plus noise. talvek is moxnem times 2. we saw moxnem is 9. "
+        "model: zibbor is 3. by zibbor moxnem adds noise. with moxnem talvek multiplies 2. we saw moxnem is 9. "
         "question: what would talvek be if zibbor were 6?\n",
-        ["given zibbor is 3", "noise is 9-3=6", "set zibbor to 6", "then moxnem is 6+6=12", "then talvek is 12*2=24"],
+        [
+            "given zibbor is 3",
+            "noise is 9-3=6",
+            "set zibbor to 6",
+            "from zibbor moxnem adds noise: 6+6=12",
+            "from moxnem talvek multiplies 2: 12*2=24",
+        ],
         "24",
     ),
 ]
@@ -129,11 +150,26 @@ def test_the_check_refuses_moved_spans_and_foreign_labels():
 
 def test_every_generated_record_is_solved_again_from_its_prompt():
     assert [problem for record in records(500) for problem in check(record)] == []
+    bare = [generate(family, "train", index, bare=True) for family in FAMILIES for index in range(300)]
+    assert [problem for record in bare for problem in check(record)] == []
+
+
+def test_a_bare_problem_is_as_hard_and_has_hardly_a_premise_to_spare():
+    for index in range(300):
+        bare, full = ([generate(family, "train", index, bare=bare) for family in FAMILIES] for bare in (True, False))
+        assert [r.meta["difficulty"] for r in bare] == [r.meta["difficulty"] for r in full]
+        arithmetic, deduction, causal = bare
+        cited = [step for step in arithmetic.steps if step.label not in ("compare", "premise")]
+        assert arithmetic.meta["form"].startswith("symbolic") or arithmetic.prompt.count(". ") == len(cited) + 1
+        assert deduction.prompt.count(". ") == len(deduction.steps) - 1  # the last line is no premise
+        upstream = {"observe": 0, "intervene": 3, "counterfactual": 0}[causal.meta["form"]]
+        assert causal.prompt.count(". ") <= len(causal.steps) + upstream
 
 
 def test_shipped_files_are_what_the_generator_writes(tmp_path):
     for path in stepbench.write_shipped(tmp_path):
         assert path.read_bytes() == (SHIPPED / path.name).read_bytes(), path.name
+        assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in (SHIPPED / "card.md").read_text()
 
 
 def test_generation_never_changes():
@@ -148,7 +184,7 @@ def test_generation_never_changes():
 def test_training_never_shows_a_shipped_prompt(monkeypatch):
     seen = {record.prompt for family in stepbench.FAMILIES for record in islice(stepbench.train_records(family), 1500)}
     shipped = [record.prompt for split in stepbench.SHIPPED for record in stepbench.shipped_records(split)]
-    assert len(set(shipped)) == len(shipped) == 2700
+    assert len(set(shipped)) == len(shipped) == 3600
     assert not seen & set(shipped)
 
     second = generate("causal", "train", 1)
@@ -181,9 +217,10 @@ def test_compare_is_balanced():
 def test_every_deduction_holds_the_property_its_negation_and_a_dead_end():
     for record in records(200, families=["deduction"]):
         facts, quality = record.prompt.split(" question: ")[0], record.prompt.split()[-1].rstrip("?")
-        assert facts.count(f" is {quality}.") == facts.count(f" is not {quality}.") == 1
-        subjects = re.findall(r"(?:every|each|any) (\w+)", facts)
-        categories = set(re.findall(r" is a (\w+)", facts))
+        if record.split != "pairs":
+            assert facts.count(f" always {quality} ") == facts.count(f" never {quality} ") == 1
+        subjects = re.findall(r"(?:from|with|by) (\w+)", facts)
+        categories = set(re.findall(r"(?:from|with|by|for|in|of) \w+ ((?!always)[a-z]{6}) ", facts))
         assert len(subjects) == len(set(subjects))
         assert len(categories - set(subjects)) == 1
 
@@ -192,7 +229,7 @@ def test_setting_a_variable_hides_everything_upstream():
     for record in records(300, families=["causal"], chosen=["test"]):
         if record.meta["form"] == "intervene":
             target = record.steps[0].text.split()[1]
-            cause = re.search(rf" {target} is (\w+) (?:plus|minus|times)", record.prompt)[1]
+            cause = re.search(rf" (\w+) {target} (?:adds|subtracts|multiplies)", record.prompt)[1]
             assert cause not in record.solution
 
 
@@ -236,6 +273,7 @@ def test_draws_keep_what_they_are_given(seed, one, two):
     assert [item for source, item in merged if source == 1] == two
 
 
+STORY_PROMPT = BY_HAND[4][1]
 DEDUCTION_PROMPT = BY_HAND[6][1]
 CAUSAL_PROMPT = BY_HAND[10][1]
 
@@ -247,32 +285,46 @@ CAUSAL_PROMPT = BY_HAND[10][1]
         ("arithmetic", "12*3=35", "", "multiply", False),
         ("arithmetic", "7/2=3", "", "divide", False),
         ("arithmetic", "7/0=0", "", "divide", False),
-        ("arithmetic", "3<3", "", "compare", False),
-        ("arithmetic", "3=3", "", "compare", True),
+        ("arithmetic", "compare 3 with 3: smaller", "", "compare", False),
+        ("arithmetic", "compare 3 with 3: equal", "", "compare", True),
+        ("arithmetic", "compare 2 with 3: smaller", "", "compare", True),
+        ("arithmetic", "compare 4 with 3: larger", "", "compare", True),
         ("arithmetic", "07+5=12", "", "other", None),
         ("arithmetic", "given zibbor is 3", "", "other", None),
-        ("deduction", "given daxlom is a wumpus", "", "premise", None),
-        ("deduction", "given daxlom is a wumpus", DEDUCTION_PROMPT, "premise", True),
-        ("deduction", "given daxlom is a torvex", DEDUCTION_PROMPT, "premise", False),
-        ("deduction", "every torvex is red", DEDUCTION_PROMPT, "modus-ponens", True),
-        ("deduction", "every wumpus is red", DEDUCTION_PROMPT, "modus-ponens", False),
-        ("deduction", "every wumpus is not red", DEDUCTION_PROMPT, "negation", True),
-        ("deduction", "so daxlom is not red", DEDUCTION_PROMPT, "conclude", True),
-        ("deduction", "so daxlom is red", DEDUCTION_PROMPT, "conclude", False),
-        ("deduction", "no rule for wumpus", DEDUCTION_PROMPT, "no-rule", False),
-        ("deduction", "no rule for zibnix", DEDUCTION_PROMPT, "no-rule", False),
-        ("deduction", "no rule for torvex", BY_HAND[7][1], "no-rule", True),
+        ("arithmetic", "given mibpus has 7 figs", "", "premise", None),
+        ("arithmetic", "given mibpus has 7 figs", STORY_PROMPT, "premise", True),
+        ("arithmetic", "given mibpus has 9 pears", STORY_PROMPT, "premise", False),
+        ("arithmetic", "finds 5: 7+5=12", "", "add", True),
+        ("arithmetic", "finds 5: 7+5=12", STORY_PROMPT, "add", True),
+        ("arithmetic", "finds 5: 7+6=13", STORY_PROMPT, "add", False),
+        ("arithmetic", "finds 5: 7+5=13", STORY_PROMPT, "add", False),
+        ("arithmetic", "buys 5: 7+5=12", STORY_PROMPT, "add", False),
+        ("deduction", "for daxlom wumpus", "", "premise", None),
+        ("deduction", "for daxlom wumpus", DEDUCTION_PROMPT, "premise", True),
+        ("deduction", "for daxlom torvex", DEDUCTION_PROMPT, "premise", False),
+        ("deduction", "from torvex always red", DEDUCTION_PROMPT, "modus-ponens", True),
+        ("deduction", "from wumpus always red", DEDUCTION_PROMPT, "modus-ponens", False),
+        ("deduction", "from wumpus torvex", DEDUCTION_PROMPT, "modus-ponens", False),
+        ("deduction", "from wumpus torvex", BY_HAND[7][1], "modus-ponens", True),
+        ("deduction", "from wumpus never red", DEDUCTION_PROMPT, "negation", True),
+        ("deduction", "so daxlom is never red", DEDUCTION_PROMPT, "conclude", True),
+        ("deduction", "so daxlom is always red", DEDUCTION_PROMPT, "conclude", False),
+        ("deduction", "from wumpus nothing", DEDUCTION_PROMPT, "no-rule", False),
+        ("deduction", "from zibnix nothing", DEDUCTION_PROMPT, "no-rule", False),
+        ("deduction", "from torvex nothing", BY_HAND[7][1], "no-rule", True),
         ("causal", "noise is 9-3=6", CAUSAL_PROMPT, "abduce", True),
         ("causal", "noise is 9-3=5", CAUSAL_PROMPT, "abduce", False),
         ("causal", "set zibbor to 6", CAUSAL_PROMPT, "intervene", True),
         ("causal", "set zibbor to 5", CAUSAL_PROMPT, "intervene", False),
         ("causal", "set moxnem to 5", BY_HAND[9][1], "intervene", True),
         ("causal", "given zibbor is 3", CAUSAL_PROMPT, "premise", True),
-        ("causal", "then moxnem is 6+6=12", CAUSAL_PROMPT, "add", True),
-        ("causal", "then moxnem is 6*6=36", CAUSAL_PROMPT, "multiply", False),
-        ("causal", "then talvek is 12*2=24", CAUSAL_PROMPT, "multiply", True),
-        ("causal", "then talvek is 12*3=36", CAUSAL_PROMPT, "multiply", False),
-        ("causal", "then talvek is 12*3=36", "", "multiply", True),
+        ("causal", "given zibbor is 3", BY_HAND[8][1], "premise", True),
+        ("causal", "from zibbor moxnem adds noise: 6+6=12", CAUSAL_PROMPT, "add", True),
+        ("causal", "from zibbor moxnem adds noise: 6*6=36", CAUSAL_PROMPT, "multiply", False),
+        ("causal", "from moxnem talvek multiplies 2: 12*2=24", CAUSAL_PROMPT, "multiply", True),
+        ("causal", "from moxnem talvek multiplies 2: 12*3=36", CAUSAL_PROMPT, "multiply", False),
+        ("causal", "from moxnem talvek multiplies 3: 12*3=36", CAUSAL_PROMPT, "multiply", False),
+        ("causal", "from moxnem talvek multiplies 3: 12*3=36", "", "multiply", True),
         ("geometry", "7+5=12", "", "other", None),
     ],
 )
@@ -283,8 +335,8 @@ def test_a_line_is_labelled_and_judged_by_itself(family, line, prompt, label, co
 
 
 def test_rules_that_go_in_circles_end():
-    prompt = "facts: every wumpus is a torvex. every torvex is a wumpus. daxlom is a wumpus. question: is daxlom red?\n"
-    assert read_line("so daxlom is red", "deduction", prompt).correct is False
+    prompt = "facts: from wumpus torvex follows. from torvex wumpus follows. for daxlom wumpus holds. question: is it red?\n"
+    assert read_line("so daxlom is always red", "deduction", prompt).correct is False
 
 
 @pytest.mark.parametrize(("family", "split", "listed"), [("logic", "test", "deduction"), ("causal", "dev", "novel-names")])
@@ -293,16 +345,44 @@ def test_unknown_families_and_splits_are_named_with_those_there_are(family, spli
         generate(family, split, 0)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_essential_problem_has_the_same_solution_and_nothing_to_spare(family):
-    for index in range(300):
-        record = generate(family, "train", index)
-        short = essential(record)
-        assert check(short) == []
-        assert (short.solution, short.steps, short.answer) == (record.solution, record.steps, record.answer)
-        assert short.prompt.endswith("\n")
-        assert essential(short) == short
-        if family == "deduction":
-            cited = [line for line in short.solution.splitlines() if line.startswith(("given", "every"))]
-            assert short.prompt.count(". ") == len(cited)
-            assert len(short.prompt) < len(record.prompt)
+def test_operation_pairs_differ_in_one_token_and_in_the_operation_of_one_step(family, tokenizer):
+    for first, second in pairs(family, "operation"):
+        step = first.meta["pair_step"]
+        assert check(first) == check(second) == []
+        one, two = (tokenizer(record.prompt)["input_ids"] for record in (first, second))
+        assert len(one) == len(two)
+        assert sum(a != b for a, b in zip(one, two, strict=True)) == 1
+        labels = [[each.label for each in record.steps] for record in (first, second)]
+        assert [n for n, (a, b) in enumerate(zip(*labels, strict=True)) if a != b] == [step]
+        assert first.meta["form"] == second.meta["form"] or {first.meta["form"], second.meta["form"]} == {"proved", "refuted"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_content_pairs_share_every_operation_and_no_content_word(family):
+    for first, second in pairs(family, "content"):
+        assert check(first) == check(second) == []
+        assert [step.label for step in first.steps] == [step.label for step in second.steps]
+        words = [content_words(record.prompt) for record in (first, second)]
+        assert all(words)
+        assert not words[0] & words[1]
+        names = [{word for word in re.findall(r"[a-z]{6}", record.prompt) if word in USUAL} for record in (first, second)]
+        assert not names[0] & names[1]
+        assert first.meta["pair_step"] is None
+        assert not first.meta["form"].startswith("symbolic")
+
+
+def pairs(family, kind):
+    """The shipped pairs of one kind."""
+    chosen = [r for r in stepbench.shipped_records("pairs") if r.family == family and r.meta["pair_kind"] == kind]
+    found = list(zip(chosen[::2], chosen[1::2], strict=True))
+    assert len(found) == 75
+    assert all(first.meta["pair"] == second.meta["pair"] for first, second in found)
+    return found

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -12,18 +13,21 @@ from ling_probe.metrics import max_vio
 from ling_probe.model.files import SHIPPED
 from ling_probe.model.load import load_native
 from ling_probe.model.modeling import gates
-from ling_probe.stepbench import shipped_records
+from ling_probe.stepbench import SHIPPED as SHIPPED_SPLITS
+from ling_probe.stepbench import generate, shipped_records
 from ling_probe.train import (
     IGNORED,
     PRESETS,
     Batch,
     BiasBalancer,
+    _accumulate,
+    _problem,
     collate,
     encode,
     new_model,
     train,
     training_batches,
-    weighted_loss,
+    weighted_losses,
 )
 
 SMALL = dataclasses.replace(
@@ -32,7 +36,8 @@ SMALL = dataclasses.replace(
     batch_tokens=400,
     warmup_steps=5,
     log_every=10,
-    pool_batches=4,
+    parts=2,
+    curriculum_steps=20,
     architecture=PRESETS["ling-tiny"].architecture
     | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 8, "moe_intermediate_size": 16},
 )
@@ -60,45 +65,81 @@ def test_the_loss_weighs_prompts_and_skips_padding():
     logits[0, 0, 1] = 5.0
     batch = Batch(torch.zeros(1, 4).long(), torch.tensor([[0, 1, 2, IGNORED]]), torch.tensor([[0.5, 1.0, 1.0, -1.0]]))
     wrong, even = -torch.log_softmax(torch.tensor([0.0, 5.0, 0.0]), 0)[0], np.log(3)
-    loss, solution = weighted_loss(logits, batch)
-    assert loss.item() == pytest.approx((0.5 * wrong.item() + 2 * even) / 2.5, rel=1e-5)
-    assert solution.item() == pytest.approx(even, rel=1e-5)
+    loss, solution = weighted_losses(logits, batch)
+    assert loss.item() == pytest.approx(0.5 * wrong.item() + 2 * even, rel=1e-5)
+    assert solution.item() == pytest.approx(2 * even, rel=1e-5)
+
+
+def test_a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole(tokenizer):
+    items = [encode(record, tokenizer) for record in shipped_records("test")[::150]]
+    whole, halves = [items], [items[:2], items[2:]]
+    ends = []
+    for parts in (whole, halves):
+        model = new_model(SMALL, tokenizer).train()
+        balancer = BiasBalancer(model, rate=0.01)
+        with ExitStack() as stack:
+            balancer.attach(stack)
+            losses = _accumulate(model, balancer, [collate(part, tokenizer.pad_token_id, 0.1) for part in parts])
+        ends.append((losses, model.lm_head.weight.grad, balancer.counts[0]))
+    (one, one_grad, one_load), (two, two_grad, two_load) = ends
+    assert one == pytest.approx(two, rel=1e-5)
+    torch.testing.assert_close(one_grad, two_grad, rtol=1e-3, atol=1e-6)
+    assert (one_load - two_load).abs().sum() <= 2  # two scores that tie may fall either way
+    assert one_load.sum() == sum(len(ids) for ids, _ in items) * 4
 
 
 def test_the_stream_never_shows_a_shipped_prompt_and_repeats_itself(tokenizer):
-    shipped = {record.prompt for split in ("test", "longer", "novel-names") for record in shipped_records(split)}
+    shipped = {record.prompt for split in SHIPPED_SPLITS for record in shipped_records(split)}
     first, again = (list(itertools.islice(training_batches(SMALL, tokenizer), 12)) for _ in range(2))
-    for batch, same in zip(first, again, strict=True):
-        assert torch.equal(batch.input_ids, same.input_ids)
-        for ids, weights in zip(batch.input_ids, batch.label_weights, strict=True):
-            prompt = int((weights.clamp(min=0) < 0.5).int().argmin()) + 1
-            assert tokenizer.decode(ids[:prompt]) not in shipped
-    assert np.mean([batch.input_ids.numel() for batch in first]) == pytest.approx(SMALL.batch_tokens, rel=0.3)
+    for parts, same in zip(first, again, strict=True):
+        assert 1 <= len(parts) <= SMALL.parts
+        for batch, other in zip(parts, same, strict=True):
+            assert torch.equal(batch.input_ids, other.input_ids)
+            for ids, weights in zip(batch.input_ids, batch.label_weights, strict=True):
+                prompt = int((weights.clamp(min=0) < 0.5).int().argmin()) + 1
+                assert tokenizer.decode(ids[:prompt]) not in shipped
+    real = [sum(int(batch.real.sum()) for batch in parts) for parts in first]
+    assert all(SMALL.batch_tokens <= tokens < SMALL.batch_tokens + 300 for tokens in real)
+
+
+def test_the_stream_leaves_out_what_is_shipped(monkeypatch):
+    seen = [generate("causal", "train", index) for index in range(3)]
+    monkeypatch.setattr("ling_probe.train.shipped_prompts", lambda _: {seen[1].prompt})
+    indices = itertools.count()
+    drawn = [_problem("causal", indices, 0, hardest=6, bare=False).id for _ in range(2)]
+    assert drawn == ["causal-train-0000", "causal-train-0002"]
+
+
+def test_problems_grow_harder_with_the_curriculum(tokenizer):
+    recipe = dataclasses.replace(SMALL, steps=200, curriculum_steps=90)
+    sizes = [np.mean([len(ids) for part in parts for ids in part.input_ids]) for parts in training_batches(recipe, tokenizer)]
+    assert np.mean(sizes[:20]) < 0.75 * np.mean(sizes[100:])
+    easy = _problem("deduction", itertools.count(), 0, hardest=2, bare=True)
+    assert easy.meta["difficulty"] == 2
+    assert [recipe.bare_share_at(step) for step in (0, 30, 60, 90, 150)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
 
 
 def test_the_bias_moves_against_the_load_by_the_published_rule(tokenizer):
     model = new_model(SMALL, tokenizer)
     balancer = BiasBalancer(model, rate=0.01)
     counts = torch.tensor([10.0] * 8 + [0.0] * 24)
-    balancer._counts[0] += counts
+    balancer.counts[0] += counts
     balancer.step()
     sign = torch.sign(counts.mean() - counts)
     torch.testing.assert_close(gates(model)[1].expert_bias, 0.01 * (sign - sign.mean()))
     assert gates(model)[1].expert_bias.sum().abs() < 1e-6
     assert balancer.window[0].tolist() == counts.long().tolist()
-    assert not balancer._counts[0].any()
+    assert not balancer.counts[0].any()
 
 
 def test_padding_is_not_load(tokenizer):
-    from contextlib import ExitStack
-
     model = new_model(SMALL, tokenizer)
     balancer = BiasBalancer(model, rate=0.01)
     with ExitStack() as stack:
         balancer.attach(stack)
         balancer.real = torch.tensor([[True] * 3 + [False] * 5])
         model(input_ids=torch.zeros(1, 8).long())
-    assert [int(counts.sum()) for counts in balancer._counts] == [3 * 4, 3 * 4]
+    assert [int(counts.sum()) for counts in balancer.counts] == [3 * 4, 3 * 4]
     assert not any(gate._forward_hooks for gate in gates(model).values())
 
 
@@ -133,6 +174,17 @@ def test_training_learns_saves_and_loads(tmp_path):
         assert max(gate.expert_bias.abs().max().item() for gate in loaded.gates().values()) > 0
     with pytest.raises(UsageError, match="exists already"):
         next(train(SMALL, tmp_path / "model"))
+
+
+def test_two_workers_train_the_same_model(tmp_path):
+    alone, team = (list(train(SMALL, tmp_path / str(n), workers=n, stop_after=20)) for n in (1, 2))
+    assert [line["tokens"] for line in team] == [line["tokens"] for line in alone]
+    assert [line["loss"] for line in team] == pytest.approx([line["loss"] for line in alone], abs=2e-3)
+    one, two = (load_native(str(tmp_path / name)).native.state_dict() for name in ("1", "2"))
+    off = [float((one[name] - two[name]).abs().mean() / one[name].abs().mean().clamp(min=1e-3)) for name in one]
+    assert np.median(off) < 0.02
+    with pytest.raises(UsageError, match="3 workers on cpu"):
+        next(train(SMALL, tmp_path / "3", workers=3))
 
 
 def test_stopping_early_gives_the_first_losses_of_the_whole(tmp_path):

@@ -10,13 +10,15 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ling_probe.errors import CheckpointError, ConfigError
+from ling_probe.errors import CheckpointError, ConfigError, UsageError
 from ling_probe.model.config import LingConfig
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Checkpoints that come with the package."""
 _NEXTN = re.compile(r"^model\.layers\.(\d+)\.eh_proj\.")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_SNAPSHOT = re.compile(r"step-(\d+)")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,36 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of every stored tensor, by original name."""
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is: beside the weights; for a snapshot without one, in the folder that holds the snapshot.
+
+        Raises:
+            CheckpointError: In neither.
+        """
+        places = [self.folder]
+        if _SNAPSHOT.fullmatch(self.folder.resolve().name):
+            places.append(self.folder.resolve().parent)
+        if not (found := [place for place in places if (place / "tokenizer.json").is_file()]):
+            where = " and its parent have" if len(places) > 1 else " has"
+            raise CheckpointError(
+                f"{self.folder}{where} no tokenizer.json; copy the checkpoint's tokenizer files beside its weights"
+            )
+        return found[0]
+
 
 def find_checkpoint(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Find, and check without loading, a checkpoint.
 
     Args:
-        name_or_path: A folder, the name of a shipped checkpoint, or a repository on the Hugging Face hub.
+        name_or_path: A folder, the name of a shipped checkpoint, or a repository on the Hugging Face hub. ``NAME@step-N`` is
+            the snapshot in the sub-folder ``step-N`` of either of the first two, ``owner/name@revision`` a revision on the hub.
         revision: Branch, tag or commit on the hub.
 
     Raises:
         CheckpointError: Not found, or a file is missing, truncated or lacks a tensor.
         ConfigError: Not a Ling 2.0 that we can run.
+        UsageError: Two revisions.
     """
     folder = _folder(str(name_or_path), revision)
     values = _read_json(folder / "config.json")
@@ -110,17 +131,37 @@ def _feed_forward_shapes(config: LingConfig, prefix: str, *, routed: bool) -> di
 
 
 def _folder(name: str, revision: str | None) -> Path:
-    if (SHIPPED / name / "config.json").is_file() and "/" not in name:
-        return SHIPPED / name
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
-        return _download(name, revision)
+    if found := _local(name):
+        return found
+    base, at, part = name.rpartition("@")
+    if at and (holder := _local(base)):
+        return _snapshot(base, holder, part)
+    repository = base if at else name
+    if _REPOSITORY.fullmatch(repository) and not Path(repository).exists():
+        if at and revision is not None:
+            raise UsageError(f"{name} names revision {part} and --revision says {revision}; give one of them")
+        return _download(repository, part if at else revision)
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
     raise CheckpointError(
         f"no checkpoint at {name}; give a folder, a hub repository (owner/name), or a shipped one ({shipped})"
     )
+
+
+def _local(name: str) -> Path | None:
+    """The shipped checkpoint or the folder of that name."""
+    if (SHIPPED / name / "config.json").is_file() and "/" not in name:
+        return SHIPPED / name
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def _snapshot(name: str, folder: Path, snapshot: str) -> Path:
+    found = {
+        path.parent.name: path.parent for path in folder.glob("step-*/config.json") if _SNAPSHOT.fullmatch(path.parent.name)
+    }
+    if snapshot not in found:
+        there = ", ".join(sorted(found, key=lambda each: int(each.removeprefix("step-")))) or "none"
+        raise CheckpointError(f'{name} has no snapshot "{snapshot}"; these there are: {there}')
+    return found[snapshot]
 
 
 def _download(name: str, revision: str | None) -> Path:

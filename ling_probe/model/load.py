@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ling_probe.errors import CheckpointError, RoutingMismatch, UsageError
-from ling_probe.model.files import Checkpoint, find_checkpoint, weight_digest
+from ling_probe.errors import RoutingMismatch, UsageError
+from ling_probe.model.files import find_checkpoint, weight_digest
 from ling_probe.model.modeling import LingForCausalLM, LingGate, gates
 from ling_probe.routing import RoutingDifference, compare_routing, router_logits
 from ling_probe.spec import ModelSpec
@@ -71,7 +71,8 @@ def load_native(name_or_path: str, *, revision: str | None = None, device: str =
     """Load the plain model that bulk capture runs, and verify its routing.
 
     Args:
-        name_or_path: A folder in the original layout, a shipped checkpoint's name, or a hub repository.
+        name_or_path: A folder in the original layout, a shipped checkpoint's name, or a hub repository; each may end in
+            ``@step-N``, a snapshot saved while it was trained, on the hub in ``@`` and a revision.
         revision: Branch, tag or commit on the hub.
         device: "auto" is the first GPU, else the CPU.
         dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU. The router's bias is float32 in any case.
@@ -80,8 +81,10 @@ def load_native(name_or_path: str, *, revision: str | None = None, device: str =
         CheckpointError: Missing, truncated, or not fitting its configuration.
         ConfigError: Not a Ling 2.0 that we can run.
         RoutingMismatch: It does not route by the rule.
+        UsageError: A device that is not there, or two revisions.
     """
     checkpoint = find_checkpoint(name_or_path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_folder)
     where = _device(device)
     kind: Any = ("auto" if where.type != "cpu" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
     native = LingForCausalLM.from_pretrained(
@@ -91,7 +94,7 @@ def load_native(name_or_path: str, *, revision: str | None = None, device: str =
     spec = checkpoint.config.spec(checkpoint.name)
     return LoadedLing(
         native=native,
-        tokenizer=_tokenizer(checkpoint),
+        tokenizer=tokenizer,
         spec=spec,
         digest=weight_digest(checkpoint.files),
         verification=verify_routing(native, spec),
@@ -163,11 +166,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name} asked for, and no GPU is visible to torch; use --device cpu")
     return device
-
-
-def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    if not (checkpoint.folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{checkpoint.folder} has no tokenizer.json; copy the checkpoint's tokenizer files beside its weights"
-        )
-    return AutoTokenizer.from_pretrained(checkpoint.folder)

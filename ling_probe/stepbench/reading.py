@@ -30,24 +30,30 @@ OTHER = "other"
 
 _NUMBER = r"(0|[1-9][0-9]{0,3})"
 _EQUATION = rf"{_NUMBER}([-+*/]){_NUMBER}={_NUMBER}"
+_EFFECT = rf"(\w+) (\w+) (adds|subtracts|multiplies) ({_NUMBER}|noise)"
+_RULE = r"(\w+) ((?:always |never )?\w+)"
 _LINES = {
-    "arithmetic": {"equation": _EQUATION, "compare": rf"{_NUMBER}([<>=]){_NUMBER}"},
+    "arithmetic": {
+        "premise": rf"given (\w+) (has {_NUMBER} \w+)",
+        "compare": rf"compare {_NUMBER} with {_NUMBER}: (larger|smaller|equal)",
+        "equation": rf"(?:([a-z][a-z0-9 ]*): )?{_EQUATION}",
+    },
     "deduction": {
-        "premise": r"given (\w+) is a (\w+)",
-        "rule": r"every (\w+) is ((?:a |not )?\w+)",
-        "conclude": r"so (\w+) is ((?:not )?\w+)",
-        "no-rule": r"no rule for (\w+)",
+        "premise": r"for (\w+) (\w+)",
+        "no-rule": r"from (\w+) nothing",
+        "rule": rf"from {_RULE}",
+        "conclude": r"so (\w+) is ((?:always|never) \w+)",
     },
     "causal": {
         "premise": rf"given (\w+) is {_NUMBER}",
         "intervene": rf"set (\w+) to {_NUMBER}",
         "abduce": rf"noise is {_NUMBER}(-){_NUMBER}={_NUMBER}",
-        "then": rf"then (\w+) is {_EQUATION}",
+        "effect": rf"from {_EFFECT}: {_EQUATION}",
     },
 }
 _PATTERNS = {family: {kind: re.compile(pattern) for kind, pattern in lines.items()} for family, lines in _LINES.items()}
 _OPERATIONS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
-_SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+_SIGNS = {"adds": "+", "subtracts": "-", "multiplies": "*"}
 
 
 class Reading(NamedTuple):
@@ -66,14 +72,14 @@ class Facts:
     kinds: Mapping[str, str]
     """Entity -> its category."""
     rules: Mapping[str, str]
-    """Category -> what it is: ``a`` and a category, a property, or ``not`` and a property."""
+    """Category -> what it leads to: a category, or ``always`` or ``never`` and a property."""
 
     def ending(self, entity: str) -> str:
-        """What the rules say last about an entity: ``[not ]property``, or a category without a rule."""
+        """What the rules say last about an entity: ``always`` or ``never`` and a property, or a category without a rule."""
         link, passed = self.kinds.get(entity, ""), set[str]()
         while link in self.rules and link not in passed:
             passed.add(link)
-            link = self.rules[link].removeprefix("a ")
+            link = self.rules[link]
         return link
 
 
@@ -94,8 +100,8 @@ class Mechanisms:
 def read_facts(prompt: str) -> Facts:
     """The entities and rules of a deduction prompt; of any other text, nothing."""
     text = prompt.partition("question:")[0]
-    rules = re.findall(r"\b(?:every|each|any) (\w+) is ((?:a |not )?\w+)\.", text)
-    kinds = re.findall(r"(?<!\bevery )(?<!\beach )(?<!\bany )\b(\w+) is a (\w+)\.", text)
+    rules = re.findall(rf"\b(?:from|with|by) {_RULE} (?:follows|comes|holds)\.", text)
+    kinds = re.findall(r"\b(?:for|in|of) (\w+) (\w+) (?:holds|is found|is true)\.", text)
     return Facts(dict(kinds), dict(rules))
 
 
@@ -104,13 +110,13 @@ def read_mechanisms(prompt: str) -> Mechanisms:
     """The variables and the question of a causal prompt; of any other text, nothing."""
     model, _, rest = prompt.partition("question:")
     model, _, observed = model.partition("we saw")
-    constants = {name: int(value) for name, value in re.findall(rf"(\w+) is {_NUMBER}\.", model)}
-    causes = re.findall(rf"(\w+) is (\w+) (plus|minus|times) ({_NUMBER}|noise)\.", model)
+    constants = {name: int(value) for name, value in re.findall(rf"(\w+) (?:is|equals) {_NUMBER}\.", model)}
+    causes = re.findall(rf"\b(?:from|with|by) {_EFFECT}\.", model)
     seen = re.findall(rf"(\w+) is {_NUMBER}\.", observed)
     forced = re.findall(rf"set (\w+) to {_NUMBER},", rest) + re.findall(rf"if (\w+) were {_NUMBER}\?", rest)
     return Mechanisms(
         constants,
-        {name: (cause, _SIGNS[word], constant) for name, cause, word, constant, _ in causes},
+        {name: (cause, _SIGNS[word], constant) for cause, name, word, constant, _ in causes},
         {name: int(value) for name, value in forced},
         {name: int(value) for name, value in seen},
     )
@@ -138,12 +144,21 @@ def read_line(line: str, family: str, prompt: str = "") -> Reading:
     return Reading(OTHER)
 
 
-def _arithmetic(kind: str, groups: tuple[str, ...], _prompt: str) -> Reading:
-    if kind == "equation":
-        return _equation(*groups)
-    left, sign, right = groups
-    difference = int(left) - int(right)
-    return Reading("compare", (left, right), sign, sign == (">" if difference > 0 else "<" if difference else "="))
+def _arithmetic(kind: str, groups: tuple[str, ...], prompt: str) -> Reading:
+    if kind == "compare":
+        left, right, found = groups
+        a, b = int(left), int(right)
+        return Reading("compare", (left, right), found, found == ("larger" if a > b else "smaller" if a < b else "equal"))
+    sentences = prompt.removeprefix("story: ").split(". ")
+    if kind == "premise":
+        name, stated, value = groups
+        return Reading("premise", (), value, f"{name} {stated}" in sentences if prompt else None)
+    quoted, *equation = groups
+    reading = _equation(*equation)
+    if not quoted or not prompt:
+        return reading
+    told = any(sentence.partition(" ")[2] == quoted for sentence in sentences)
+    return reading._replace(correct=bool(reading.correct) and told and equation[2] in re.findall(r"\d+", quoted))
 
 
 def _equation(left: str, sign: str, right: str, result: str) -> Reading:
@@ -155,12 +170,12 @@ def _equation(left: str, sign: str, right: str, result: str) -> Reading:
 def _deduction(kind: str, groups: tuple[str, ...], prompt: str) -> Reading:
     facts, subject = read_facts(prompt), groups[0]
     if kind == "no-rule":
-        known = subject in {*facts.kinds.values(), *(what.removeprefix("a ") for what in facts.rules.values())}
+        known = subject in {*facts.kinds.values(), *facts.rules.values()}
         return Reading("no-rule", (subject,), "", known and subject not in facts.rules if prompt else None)
     what = groups[1]
     if kind == "rule":
-        label = "negation" if what.startswith("not ") else "modus-ponens"
-        return Reading(label, (subject,), what.removeprefix("a "), facts.rules.get(subject) == what if prompt else None)
+        label = "negation" if what.startswith("never ") else "modus-ponens"
+        return Reading(label, (subject,), what, facts.rules.get(subject) == what if prompt else None)
     if kind == "premise":
         return Reading("premise", (), what, facts.kinds.get(subject) == what if prompt else None)
     return Reading("conclude", (what,), what, facts.ending(subject) == what if prompt else None)
@@ -171,15 +186,11 @@ def _causal(kind: str, groups: tuple[str, ...], prompt: str) -> Reading:
         reading = _equation(*groups)
         return reading._replace(label="abduce")
     model, name = read_mechanisms(prompt), groups[0]
-    if kind == "then":
-        reading = _equation(*groups[1:])
-        return reading if not prompt else reading._replace(correct=bool(reading.correct) and _fits(model, name, groups))
-    stated = model.constants if kind == "premise" else model.forced
-    return Reading(kind, (), groups[1], stated.get(name) == int(groups[1]) if prompt else None)
-
-
-def _fits(model: Mechanisms, name: str, groups: tuple[str, ...]) -> bool:
-    """Whether an equation has the sign and the constant of the variable's mechanism."""
-    _, _, sign, right, _ = groups
-    _, expected, constant = model.causes.get(name, ("", "", ""))
-    return sign == expected and constant in (right, "noise")
+    if kind == "effect":
+        cause, effect, word, constant, _, *equation = groups
+        reading = _equation(*equation)
+        stated = model.causes.get(effect) == (cause, _SIGNS[word], constant)
+        used = equation[1] == _SIGNS[word] and constant in (equation[2], "noise")
+        return reading if not prompt else reading._replace(correct=bool(reading.correct) and stated and used)
+    known = model.constants if kind == "premise" else model.forced
+    return Reading(kind, (), groups[1], known.get(name) == int(groups[1]) if prompt else None)

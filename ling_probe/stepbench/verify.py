@@ -3,14 +3,15 @@
 import re
 
 from ling_probe.benchmarks import Record
-from ling_probe.stepbench.reading import LABELS, Facts, Mechanisms, read_facts, read_line, read_mechanisms
+from ling_probe.stepbench.reading import LABELS, Mechanisms, read_facts, read_line, read_mechanisms
 
 _LARGEST = 99
+_WORDS = {"+": "adds", "-": "subtracts", "*": "multiplies"}
 _EVENTS = {
-    "+": r"(?:finds|buys|gets) (\d+) more",
-    "-": r"(?:loses|eats|gives away|sells) (\d+)",
-    "*": r"ends up with (\d+) times as many",
-    "/": r"splits them into (\d+) equal piles and keeps one",
+    "+": r"(?:finds|buys|gets|picks|wins) (\d+)",
+    "-": r"(?:loses|eats|sells|drops|gives away) (\d+)",
+    "*": r"ends up with (\d+) times as many|multiplies the lot by (\d+)",
+    "/": r"splits them into (\d+) piles and keeps one|divides the lot by (\d+)",
 }
 
 
@@ -20,7 +21,7 @@ def check(record: Record) -> list[str]:
     Every step and the answer are recomputed from the prompt, and labels, spans, inputs and results from the solution.
     """
     try:
-        expected, answer = {"arithmetic": _arithmetic, "deduction": _deduction, "causal": _causal}[record.family](record.prompt)
+        expected, answer = solve(record.family, record.prompt)
     except (ValueError, LookupError) as error:
         return [f"{record.id}: the prompt cannot be solved: {error!r}"]
     problems = [] if record.answer == answer else [f"answer {record.answer!r}, the prompt gives {answer!r}"]
@@ -29,6 +30,16 @@ def check(record: Record) -> list[str]:
     if record.solution != "".join(f"{line}\n" for line in [*expected, f"answer: {answer}"]):
         problems.append(f"solution {record.solution!r} is not its steps and its answer")
     return [f"{record.id}: {problem}" for problem in problems + _check_steps(record)]
+
+
+def solve(family: str, prompt: str) -> tuple[list[str], str]:
+    """The solution lines and the answer of a prompt, read from it alone.
+
+    Raises:
+        ValueError: What is read has no solution within the family's limits.
+        LookupError: A name or a value is missing, or there is no such family.
+    """
+    return {"arithmetic": _arithmetic, "deduction": _deduction, "causal": _causal}[family](prompt)
 
 
 def _check_steps(record: Record) -> list[str]:
@@ -56,17 +67,18 @@ def _calculate(a: int, sign: str, b: int) -> int:
 
 def _arithmetic(prompt: str) -> tuple[list[str], str]:
     lines, value = _story(prompt) if prompt.startswith("story: ") else _expression(prompt)
-    asked = re.search(r"(more|less) than (\d+)(?: \w+)?\?\n", prompt)
+    asked = re.search(r"(more|greater|less|smaller) than (\d+)(?: \w+)?\?\n", prompt)
     if not asked:
         return lines, str(value)
     threshold = int(asked[2])
-    sign = "=" if value == threshold else ">" if value > threshold else "<"
-    return [*lines, f"{value}{sign}{threshold}"], "yes" if sign == {"more": ">", "less": "<"}[asked[1]] else "no"
+    found = "equal" if value == threshold else "larger" if value > threshold else "smaller"
+    wanted = "larger" if asked[1] in ("more", "greater") else "smaller"
+    return [*lines, f"compare {value} with {threshold}: {found}"], "yes" if found == wanted else "no"
 
 
 def _expression(prompt: str) -> tuple[list[str], int]:
     """Replace the innermost operation by its value until a number is left."""
-    text = re.split(r"compute |is | more | less |\n", prompt)[1]
+    text = re.split(r"(?:compute|evaluate|what is|is) | (?:more|greater|less|smaller) |\?|\n", prompt)[1]
     lines = []
     while not text.isdecimal():
         found = re.search(r"\((\d+)([-+*/])(\d+)\)", text) or re.fullmatch(r"(\d+)([-+*/])(\d+)", text)
@@ -82,10 +94,10 @@ def _story(prompt: str) -> tuple[list[str], int]:
     *sentences, question = prompt.removeprefix("story: ").rstrip("\n").split(". ")
     name = question.removesuffix("?").split()[-1] if question.startswith("how many") else question.split()[1]
     told = [sentence.removeprefix(f"{name} ") for sentence in sentences if sentence.startswith(f"{name} ")]
-    value, lines = int(told[0].split()[1]), []
+    value, lines = int(told[0].split()[1]), [f"given {name} {told[0]}"]
     for event in told[1:]:
         sign, number = _read_event(event)
-        lines.append(f"{value}{sign}{number}={_calculate(value, sign, number)}")
+        lines.append(f"{event}: {value}{sign}{number}={_calculate(value, sign, number)}")
         value = _calculate(value, sign, number)
     return lines, value
 
@@ -93,7 +105,7 @@ def _story(prompt: str) -> tuple[list[str], int]:
 def _read_event(event: str) -> tuple[str, int]:
     for sign, pattern in _EVENTS.items():
         if match := re.fullmatch(pattern, event):
-            return sign, int(match[1])
+            return sign, int(match[match.lastindex or 0])
     raise ValueError(f"no event {event!r}")
 
 
@@ -103,17 +115,13 @@ def _deduction(prompt: str) -> tuple[list[str], str]:
         raise ValueError("a premise is unread or a category has two rules")
     asked = re.search(r"question: is (\w+) (\w+)\?\n", prompt)
     entity, quality = asked.groups() if asked else ("", "")
-    lines, link = [f"given {entity} is a {facts.kinds[entity]}"], facts.kinds[entity]
+    lines, link = [f"for {entity} {facts.kinds[entity]}"], facts.kinds[entity]
     while link in facts.rules:
-        lines.append(f"every {link} is {facts.rules[link]}")
-        link = facts.rules[link].removeprefix("a ")
-    return _conclude(lines, facts, entity, quality)
-
-
-def _conclude(lines: list[str], facts: Facts, entity: str, quality: str) -> tuple[list[str], str]:
+        lines.append(f"from {link} {facts.rules[link]}")
+        link = facts.rules[link]
     ending = facts.ending(entity)
-    truth = {quality: "true", f"not {quality}": "false"}.get(ending, "unknown")
-    return [*lines, f"no rule for {ending}" if truth == "unknown" else f"so {entity} is {ending}"], truth
+    truth = {f"always {quality}": "true", f"never {quality}": "false"}.get(ending, "unknown")
+    return [*lines, f"from {ending} nothing" if truth == "unknown" else f"so {entity} is {ending}"], truth
 
 
 def _causal(prompt: str) -> tuple[list[str], str]:
@@ -127,9 +135,10 @@ def _causal(prompt: str) -> tuple[list[str], str]:
         path.append(model.causes[path[-1]][0])
     lines, value, noise = _start(model, path.pop())
     for name in reversed(path):
-        _, sign, constant = model.causes[name]
+        cause, sign, constant = model.causes[name]
         number = noise if constant == "noise" else int(constant)
-        lines.append(f"then {name} is {value}{sign}{number}={_calculate(value, sign, number)}")
+        quote = f"{cause} {name} {_WORDS[sign]} {constant}"
+        lines.append(f"from {quote}: {value}{sign}{number}={_calculate(value, sign, number)}")
         value = _calculate(value, sign, number)
     return lines, str(value)
 
