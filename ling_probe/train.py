@@ -12,20 +12,21 @@ Routing and experts learn jointly from the first step. The result is saved in th
 """
 
 import json
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count, cycle, islice, pairwise
+from multiprocessing.sharedctypes import RawArray
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ling_probe.benchmarks import Record
@@ -38,6 +39,8 @@ from ling_probe.stepbench import FAMILIES, generate, shipped_prompts
 from ling_probe.tokenizer import build_tokenizer
 
 IGNORED = -100
+PATIENCE = 300.0
+"""Seconds that a worker waits for the others before it takes one for lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,31 +124,47 @@ class Batch:
 class Team:
     """The worker processes that share one training run; each computes some parts of every batch and moves some matrices.
 
-    Only the time differs from working alone: gradients are sums over all parts, up to the order of summation.
+    Only the time differs from working alone: gradients are sums over all parts, up to the order of summation. The workers
+    meet in shared memory, one row each, and everybody adds the rows in the same order: they stay equal to the last bit.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, rows: torch.Tensor | None = None, barrier: Barrier | None = None) -> None:
+        self.rank, self.size, self.rows, self.barrier = rank, size, rows, barrier
 
+    @torch.no_grad()
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace every tensor by its sum over the team."""
         if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
+        with self._published(tensors) as rows:
+            _unpack(rows.sum(0), tensors)
 
     @torch.no_grad()
     def share(self, shares: Sequence[Sequence[torch.Tensor]]) -> None:
         """Give everybody the tensors that each worker has moved."""
         if self.size == 1:
             return
-        for owner, tensors in enumerate(shares):
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            torch.distributed.broadcast(flat, owner)
-            for tensor, moved in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-                tensor.copy_(moved.view_as(tensor))
+        with self._published(shares[self.rank]) as rows:
+            for row, tensors in zip(rows, shares, strict=True):
+                _unpack(row, tensors)
+
+    @contextmanager
+    def _published(self, tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What everybody wrote, until everybody has read it."""
+        assert self.rows is not None
+        assert self.barrier is not None
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.rows[self.rank, : flat.numel()] = flat
+        self.barrier.wait(PATIENCE)
+        yield self.rows
+        self.barrier.wait(PATIENCE)
+
+
+def _unpack(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
 
 
 ALONE = Team()
@@ -294,8 +313,9 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(out)
     marks = {max(1, round(fraction * recipe.steps)) for fraction in snapshots}
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    with _team(workers, recipe, out, stop_after) as team, (out / "train.jsonl").open("w") as log:
-        model = new_model(recipe, tokenizer).to(device).train()
+    model = new_model(recipe, tokenizer).to(device).train()
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values()) + 2
+    with _team(workers, recipe, out, stop_after, numbers) as team, (out / "train.jsonl").open("w") as log:
         for line in islice(_optimise(model, recipe, tokenizer, device, team), stop_after):
             if "loss" in line:
                 log.write(json.dumps(line) + "\n")
@@ -307,38 +327,51 @@ def train(
 
 
 @contextmanager
-def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None) -> Iterator[Team]:
+def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None, numbers: int) -> Iterator[Team]:
     """The process that calls this as the first of a team, the others started beside it."""
     if workers == 1:
         yield ALONE
         return
+    spawning = multiprocessing.get_context("spawn")
+    memory, barrier = RawArray("f", workers * numbers), spawning.Barrier(workers)
+    helpers = [
+        spawning.Process(target=_help, args=(rank, workers, memory, barrier, recipe, out, stop_after), daemon=True)
+        for rank in range(1, workers)
+    ]
     threads = torch.get_num_threads()
-    with TemporaryDirectory() as meeting:
-        method = f"file://{meeting}/team"
-        helpers = spawn(_help, (workers, method, recipe, out, stop_after), nprocs=workers - 1, join=False, daemon=True)
-        try:
-            yield _join(0, workers, method)
-            helpers.join()
-        finally:
-            torch.distributed.destroy_process_group()
-            torch.set_num_threads(threads)
-            for process in helpers.processes:
-                process.terminate()
+    try:
+        for helper in helpers:
+            helper.start()
+        yield _join(0, workers, memory, barrier)
+        for helper in helpers:
+            helper.join()
+    except BrokenBarrierError:
+        raise UsageError(
+            f"a worker of {workers} stopped or was not heard of for {PATIENCE:.0f} s (see above); "
+            "give fewer --workers, or free memory"
+        ) from None
+    finally:
+        torch.set_num_threads(threads)
+        for helper in helpers:
+            helper.kill()
 
 
-def _join(rank: int, size: int, method: str) -> Team:
+def _join(rank: int, size: int, memory: Any, barrier: Barrier) -> Team:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=size)
-    return Team(rank, size)
+    return Team(rank, size, torch.frombuffer(memory, dtype=torch.float32).view(size, -1), barrier)
 
 
-def _help(index: int, workers: int, method: str, recipe: Recipe, out: Path, stop_after: int | None) -> None:
+def _help(rank: int, size: int, memory: Any, barrier: Barrier, recipe: Recipe, out: Path, stop_after: int | None) -> None:
     """What every process but the first does: the same steps, without log or files."""
-    team = _join(index + 1, workers, method)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    model = new_model(recipe, tokenizer).train()
-    for _ in islice(_optimise(model, recipe, tokenizer, "cpu", team), stop_after):
-        pass
+    try:
+        team = _join(rank, size, memory, barrier)
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        model = new_model(recipe, tokenizer).train()
+        for _ in islice(_optimise(model, recipe, tokenizer, "cpu", team), stop_after):
+            pass
+    except BaseException:
+        barrier.abort()
+        raise
 
 
 def _optimise(

@@ -119,7 +119,7 @@ def test_a_bad_line_is_named_and_never_echoed_whole(write, line, message):
 
 
 def test_what_is_missing_is_said_with_what_there_is(write, tmp_path):
-    assert "longer, novel-names, test" in fails("stepbench", split="dev")
+    assert "longer, novel-names, pairs, test" in fails("stepbench", split="dev")
     assert "stepbench" in fails("gsm9k")
     assert "a .jsonl file" in fails(tmp_path / "absent.jsonl")
     assert "holds no records" in fails(write(b"", b"  "))

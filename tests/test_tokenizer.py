@@ -28,8 +28,8 @@ def test_building_twice_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_the_vocabulary_fills_a_multiple_of_64(tokenizer):
-    assert len(tokenizer) == 512
-    assert sorted(tokenizer.get_vocab().values()) == list(range(512))
+    assert len(tokenizer) == 576
+    assert sorted(tokenizer.get_vocab().values()) == list(range(576))
 
 
 def test_special_tokens_are_single_and_never_added(tokenizer):
