@@ -216,7 +216,7 @@ class _Recorder:
 
     def __init__(self, loaded: LoadedLing, *, logits: bool) -> None:
         self._gates = loaded.gates()
-        self._dtype = loaded.spec.id_dtype
+        self._spec = loaded.spec
         self._with_logits = logits
         self._seen: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
 
@@ -234,14 +234,16 @@ class _Recorder:
         self._seen[layer] = (ids, weights, logits if self._with_logits else None)
 
     def arrays(self, rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Ids and weights [B, S, M, K], and logits [B, S, M, E] if kept, on the CPU."""
+        """Ids and weights [B, S, M, K], and logits [B, S, M, E] if kept, on the CPU; M is 0 for a dense model."""
 
         def stack(index: int, dtype: Any) -> np.ndarray:
+            if not self._gates:
+                return np.zeros((rows, width, 0, self._spec.n_experts if index == 2 else self._spec.top_k), dtype)
             parts: Any = [self._seen[layer][index] for layer in self._gates]
             stacked = torch.stack(parts, dim=1).cpu().numpy().astype(dtype)
             return stacked.reshape(rows, width, *stacked.shape[1:])
 
-        return stack(0, self._dtype), stack(1, np.float32), stack(2, np.float32) if self._with_logits else None
+        return stack(0, self._spec.id_dtype), stack(1, np.float32), stack(2, np.float32) if self._with_logits else None
 
 
 @dataclass(frozen=True)

@@ -309,9 +309,10 @@ def train(
         raise UsageError(f'no recipe "{preset}"; there is {", ".join(PRESETS)}')
     marks = tuple(snapshot or ())
     for line in run_training(PRESETS[preset], folder, device=device, workers=workers, snapshots=marks, stop_after=steps):
+        worst = max(line["max_vio"], default=0.0)
         out.print(
             f"step {line['step']:>6}  loss {line['loss']:.4f}  solution {line['solution_loss']:.4f}  "
-            f"MaxVio {max(line['max_vio']):.2f}  dead {sum(line['dead'])}  tokens {line['tokens']:,}  {line['seconds']:.0f} s"
+            f"MaxVio {worst:.2f}  dead {sum(line['dead'])}  tokens {line['tokens']:,}  {line['seconds']:.0f} s"
         )
     out.print(f"saved to {folder}", soft_wrap=True)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ling_probe.benchmarks import Benchmark
 from ling_probe.capture import capture
-from ling_probe.errors import RunError
+from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.run import Run
@@ -43,7 +43,10 @@ def record(
 
     Raises:
         RunError: ``out`` exists and ``resume`` is false, or holds a run of something else.
+        UsageError: The model has no router.
     """
+    if not loaded.spec.routed_layers:
+        raise UsageError(f"{loaded.spec.name} is dense in every layer: it has no router, and there is no routing to record")
     options = {
         "mode": "generate" if max_new_tokens > 0 else "teacher-forced",
         "max_new_tokens": max_new_tokens,

@@ -130,8 +130,10 @@ def draw_experts(counts: Int64[np.ndarray, " E"], k: int, noise: Float64[np.ndar
 
 
 def _conditions(loaded: LoadedLing, load: dict[int, np.ndarray], seed: int) -> dict[str, Reroute]:
-    """The conditions after ``true``, by name."""
+    """The conditions after ``true``, by name; a dense model has none."""
     gates, spec = loaded.gates(), loaded.spec
+    if not gates:
+        return {}
     even = {layer: np.full(spec.n_experts, spec.top_k, np.int64) for layer in gates}
     no_bias = {layer: torch.zeros_like(gate.expert_bias) for layer, gate in gates.items()}
     found: dict[str, Reroute] = {

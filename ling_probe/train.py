@@ -13,6 +13,7 @@ Routing and experts learn jointly from the first step. The result is saved in th
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from multiprocessing.sharedctypes import RawArray
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from threading import BrokenBarrierError
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,18 +91,25 @@ class Recipe:
 
 
 # With a rotation base of 10,000 three of the eight frequencies turn less than one radian in 250 tokens; with 100 none does.
-PRESETS: dict[str, Recipe] = {
-    "ling-tiny": Recipe(
-        steps=7600,
-        architecture={
-            "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "first_k_dense_replace": 1,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5,
-            "num_experts": 32, "num_experts_per_tok": 4, "num_shared_experts": 1, "moe_intermediate_size": 48,
-            "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "max_position_embeddings": 512, "rope_theta": 100.0,
-            "initializer_range": 0.02,
-        },
-    ),
+_TINY: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "first_k_dense_replace": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5,
+    "num_experts": 32, "num_experts_per_tok": 4, "num_shared_experts": 1, "moe_intermediate_size": 48,
+    "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "max_position_embeddings": 512, "rope_theta": 100.0,
+    "initializer_range": 0.02,
 }  # fmt: skip
+_SCALED: dict[str, dict[str, Any]] = {
+    # Five dense layers of this width have the active parameters of ling-tiny, up to 0.1 %.
+    "tiny-dense": {"first_k_dense_replace": 5, "intermediate_size": 277},
+    "tiny-16": {"num_experts": 16},
+    "tiny-32": {},
+    "tiny-64": {"num_experts": 64},
+}
+"""What differs from ling-tiny in the four small runs that ask what more experts bring at the same compute per token."""
+PRESETS: dict[str, Recipe] = {
+    "ling-tiny": Recipe(steps=7600, architecture=_TINY),
+    **{name: Recipe(steps=1500, architecture=_TINY | changed) for name, changed in _SCALED.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -178,8 +187,8 @@ class BiasBalancer:
         self.gates = list(gates(model).values())
         self.real: torch.Tensor | None = None
         self.counts = [torch.zeros(gate.n_experts, device=gate.weight.device) for gate in self.gates]
-        self.window = np.zeros((len(self.gates), self.gates[0].n_experts), dtype=np.int64)
-        """Tokens per routed layer and expert since it was last zeroed [M, E]."""
+        self.window = np.zeros((len(self.gates), self.gates[0].n_experts if self.gates else 1), dtype=np.int64)
+        """Tokens per routed layer and expert since it was last zeroed [M, E]; a dense model has no routed layer."""
 
     def attach(self, stack: ExitStack) -> None:
         """Count until the stack closes."""
@@ -270,15 +279,20 @@ def weighted_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, t
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LingForCausalLM:
     """A freshly initialised model of the recipe's architecture, in float32."""
     torch.manual_seed(recipe.seed)
-    config = LingConfig(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    size = -(-len(tokenizer) // 64) * 64
+    return LingForCausalLM(new_config(recipe, size, tokenizer.pad_token_id, tokenizer.eos_token_id))
+
+
+def new_config(recipe: Recipe, vocab_size: int, pad_token_id: int = 0, eos_token_id: int = 0) -> LingConfig:
+    """The configuration of the recipe's architecture with a vocabulary of so many tokens."""
+    return LingConfig(
+        vocab_size=vocab_size,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
         attn_implementation="sdpa",
         experts_implementation="grouped_mm",
         **recipe.architecture,
     )
-    return LingForCausalLM(config)
 
 
 def train(
@@ -340,8 +354,9 @@ def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None, numbe
     ]
     threads = torch.get_num_threads()
     try:
-        for helper in helpers:
-            helper.start()
+        with _nobodys_main():
+            for helper in helpers:
+                helper.start()
         yield _join(0, workers, memory, barrier)
         for helper in helpers:
             helper.join()
@@ -354,6 +369,17 @@ def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None, numbe
         torch.set_num_threads(threads)
         for helper in helpers:
             helper.kill()
+
+
+@contextmanager
+def _nobodys_main() -> Iterator[None]:
+    """Let a spawned process import what it runs and not the script that is running here, which may lack a main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _join(rank: int, size: int, memory: Any, barrier: Barrier) -> Team:

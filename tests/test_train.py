@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 from contextlib import ExitStack
 
 import numpy as np
@@ -8,11 +9,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from ling_probe.benchmarks import read_benchmark
+from ling_probe.cost import cost
 from ling_probe.errors import UsageError
+from ling_probe.evaluate import evaluate
 from ling_probe.metrics import max_vio
 from ling_probe.model.files import SHIPPED
 from ling_probe.model.load import load_native
 from ling_probe.model.modeling import gates
+from ling_probe.recording import record
+from ling_probe.rerouting import rerouted_losses
 from ling_probe.stepbench import SHIPPED as SHIPPED_SPLITS
 from ling_probe.stepbench import generate, shipped_records
 from ling_probe.train import (
@@ -24,6 +30,7 @@ from ling_probe.train import (
     _problem,
     collate,
     encode,
+    new_config,
     new_model,
     train,
     training_batches,
@@ -176,7 +183,11 @@ def test_training_learns_saves_and_loads(tmp_path):
         next(train(SMALL, tmp_path / "model"))
 
 
-def test_two_workers_train_the_same_model(tmp_path):
+def test_two_workers_train_the_same_model(tmp_path, monkeypatch):
+    script = tmp_path / "unguarded.py"  # a worker that imported what runs here would end, and its team with it
+    script.write_text("raise SystemExit('imported by a worker')")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     alone, team = (list(train(SMALL, tmp_path / str(n), workers=n, stop_after=20)) for n in (1, 2))
     assert [line["tokens"] for line in team] == [line["tokens"] for line in alone]
     assert [line["loss"] for line in team] == pytest.approx([line["loss"] for line in alone], abs=2e-3)
@@ -185,6 +196,32 @@ def test_two_workers_train_the_same_model(tmp_path):
     assert np.median(off) < 0.02
     with pytest.raises(UsageError, match="3 workers on cpu"):
         next(train(SMALL, tmp_path / "3", workers=3))
+
+
+def test_a_dense_model_trains_loads_and_is_evaluated(tmp_path):
+    recipe = dataclasses.replace(SMALL, architecture=SMALL.architecture | {"first_k_dense_replace": 3})
+    (*_, last) = train(recipe, tmp_path / "dense")
+    assert last["max_vio"] == last["dead"] == last["bias_range"] == []
+    loaded = load_native(str(tmp_path / "dense"))
+    assert loaded.spec.n_rows == 0
+    found = evaluate(loaded, shipped_records("test")[:3], max_new_tokens=5)
+    assert found.accuracy["problems"].tolist() == [3]
+    assert found.balance.empty
+    assert rerouted_losses(loaded, shipped_records("test")[:3])["condition"].tolist() == ["true"]
+    with pytest.raises(UsageError, match="dense in every layer"):
+        record(loaded, read_benchmark("stepbench", limit=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scaled_presets_differ_in_what_their_name_says():
+    costs = {name: cost(new_config(PRESETS[name], 576)) for name in ("tiny-dense", "tiny-16", "tiny-32", "tiny-64")}
+    active = {name: found.total.active for name, found in costs.items()}
+    assert active["tiny-dense"] == pytest.approx(active["tiny-32"], rel=1e-3)
+    layers, expert, row = 4, 3 * 128 * 48, 128 + 1
+    for few, many, more in (("tiny-16", "tiny-32", 16), ("tiny-32", "tiny-64", 32)):
+        assert active[many] - active[few] == layers * more * row
+        assert costs[many].total.parameters - costs[few].total.parameters == layers * more * (expert + row)
+    assert dataclasses.replace(PRESETS["tiny-32"], steps=7600) == PRESETS["ling-tiny"]
 
 
 def test_stopping_early_gives_the_first_losses_of_the_whole(tmp_path):
