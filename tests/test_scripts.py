@@ -1,0 +1,53 @@
+"""The scripts of `analyses/` that read checkpoints and not runs."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from ling_probe.cost import cost, read_config
+from ling_probe.model.files import SHIPPED
+
+SCRIPTS = Path(__file__).parent.parent / "analyses"
+
+
+def run_script(monkeypatch, capsys, name, *words):
+    """Rows that a script prints with --json."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words), "--json"])
+    runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_scaling_puts_what_a_checkpoint_costs_beside_what_it_can(monkeypatch, capsys):
+    rows = run_script(monkeypatch, capsys, "scaling", SHIPPED / "ling-tiny", "--limit", 6)
+    assert [row["family"] for row in rows] == ["arithmetic", "causal", "deduction", "all"]
+    assert [row["problems"] for row in rows] == [2, 2, 2, 6]
+    found = cost(read_config("ling-tiny"), context=1)
+    for row in rows:
+        assert row["parameters"] == found.total.parameters
+        assert row["active"] == found.total.active
+        assert 1 < row["flops"] / found.total.flops < 1.2  # attention to some hundred tokens more
+        assert row["trained_flops"] == 3 * row["flops"] * row["trained_tokens"]
+        assert row["loss_low"] <= row["loss"] <= row["loss_high"]
+        assert row["share"] == pytest.approx(row["correct"] / row["problems"])
+    assert rows[-1]["correct"] == sum(row["correct"] for row in rows[:-1])
+
+
+def test_training_prints_the_log_and_draws_it(monkeypatch, capsys, tmp_path):
+    rows = run_script(monkeypatch, capsys, "training", SHIPPED / "ling-tiny", "--figure", tmp_path / "curve.html")
+    logged = [json.loads(line) for line in (SHIPPED / "ling-tiny" / "train.jsonl").read_text().splitlines()]
+    assert rows == logged
+    assert "MaxVio" in (tmp_path / "curve.html").read_text()
+
+
+@pytest.mark.parametrize(("name", "words"), [("scaling", ["no checkpoint at"]), ("training", ["no train.jsonl in"])])
+def test_a_wrong_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, name, words):
+    with pytest.raises(SystemExit) as left:
+        run_script(monkeypatch, capsys, name, tmp_path / "nowhere")
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert all(word in said.err for word in words)
