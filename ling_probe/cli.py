@@ -218,7 +218,7 @@ def evaluate(
         _print_rerouting(loaded, problems.records, title, batch_tokens=batch_tokens, as_json=as_json)
 
 
-_REROUTED = ("condition", "family", "problems", "loss", "loss_increase", "increase_low", "increase_high", "token_accuracy",
+_REROUTED = ("condition", "family", "problems", "loss", "loss_increase", "increase_low", "increase_high", "token_accuracy", "solved",
              "share", "ci_low", "ci_high")  # fmt: skip
 """Columns of the printed table; the JSON rows have all."""
 

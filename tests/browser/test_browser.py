@@ -25,7 +25,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EXPLORER = Path(__file__).parents[2] / "apps/explorer.py"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium not installed")]
+# Where every change is tested a missing browser is a failure and no skip.
+ABSENT = CHROMIUM is None and not os.environ.get("CI")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(ABSENT, reason="chromium not installed")]
 
 
 @pytest.fixture(scope="module")
