@@ -40,7 +40,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 train: $(VENV)/.installed
-	$(BIN)/ling-probe train --preset ling-tiny --workers 2 --snapshot 0.02 --snapshot 0.1 --snapshot 0.2 --snapshot 0.4 --out out/ling-tiny
+	$(BIN)/ling-probe train --preset ling-tiny --workers 2 --snapshot 0.02 --snapshot 0.1 --snapshot 0.2 --snapshot 0.4 --out out/ling-tiny-first
+	$(BIN)/ling-probe train --preset ling-tiny-finish --workers 2 --start out/ling-tiny-first --out out/ling-tiny
+	cp -r out/ling-tiny-first/step-* out/ling-tiny/
 
 # The browser test needs a Chromium; where it cannot be installed the test says so and is skipped.
 .PHONY: chromium

@@ -218,8 +218,8 @@ def evaluate(
         _print_rerouting(loaded, problems.records, title, batch_tokens=batch_tokens, as_json=as_json)
 
 
-_REROUTED = ("condition", "family", "problems", "loss", "loss_increase", "increase_low", "increase_high", "token_accuracy", "solved",
-             "share", "ci_low", "ci_high")  # fmt: skip
+_REROUTED = ("condition", "family", "problems", "loss", "loss_increase", "increase_low", "increase_high", "token_accuracy",
+             "solved", "share", "ci_low", "ci_high")  # fmt: skip
 """Columns of the printed table; the JSON rows have all."""
 
 
@@ -295,6 +295,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps of the recipe.", min=1)] = None,
     snapshot: Annotated[list[float] | None, typer.Option(help="Fractions of the training at which to save a copy.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the work on a CPU, one thread each.", min=1)] = 1,
+    start: Annotated[Path | None, typer.Option(help="Go on from the weights of a checkpoint that train made.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train a small Ling 2.0 from scratch on stepbench, balanced through the router bias."""
@@ -308,7 +309,9 @@ def train(
     if preset not in PRESETS:
         raise UsageError(f'no recipe "{preset}"; there is {", ".join(PRESETS)}')
     marks = tuple(snapshot or ())
-    for line in run_training(PRESETS[preset], folder, device=device, workers=workers, snapshots=marks, stop_after=steps):
+    for line in run_training(
+        PRESETS[preset], folder, device=device, workers=workers, start=start, snapshots=marks, stop_after=steps
+    ):
         worst = max(line["max_vio"], default=0.0)
         out.print(
             f"step {line['step']:>6}  loss {line['loss']:.4f}  solution {line['solution_loss']:.4f}  "

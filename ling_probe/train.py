@@ -87,7 +87,7 @@ class Recipe:
 
     def bare_share_at(self, step: int) -> float:
         """Share of bare problems: all in the first third of the curriculum, none after it."""
-        return min(1.0, max(0.0, 1.5 * (1 - step / self.curriculum_steps)))
+        return min(1.0, max(0.0, 1.5 * (1 - step / self.curriculum_steps))) if self.curriculum_steps else 0.0
 
 
 # With a rotation base of 10,000 three of the eight frequencies turn less than one radian in 250 tokens; with 100 none does.
@@ -108,7 +108,14 @@ _SCALED: dict[str, dict[str, Any]] = {
 """What differs from ling-tiny in the four small runs that ask what more experts bring at the same compute per token."""
 PRESETS: dict[str, Recipe] = {
     "ling-tiny": Recipe(steps=7600, architecture=_TINY),
-    **{name: Recipe(steps=1500, architecture=_TINY | changed) for name, changed in _SCALED.items()},
+    # Goes on from ling-tiny's weights: the same problems once more at a third of the learning rate, down to zero.
+    "ling-tiny-finish": Recipe(
+        steps=1200, learning_rate=1e-3, warmup_steps=100, decay_fraction=0.75, curriculum_steps=0, seed=1, architecture=_TINY
+    ),
+    **{
+        name: Recipe(steps=800, warmup_steps=100, curriculum_steps=200, architecture=_TINY | changed)
+        for name, changed in _SCALED.items()
+    },
 }
 
 
@@ -276,11 +283,14 @@ def weighted_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, t
     return (losses * weights).sum(), losses[weights == 1].sum().detach()
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LingForCausalLM:
-    """A freshly initialised model of the recipe's architecture, in float32."""
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: Path | None = None) -> LingForCausalLM:
+    """A model of the recipe's architecture in float32, freshly initialised or with the weights of a checkpoint folder."""
     torch.manual_seed(recipe.seed)
     size = -(-len(tokenizer) // 64) * 64
-    return LingForCausalLM(new_config(recipe, size, tokenizer.pad_token_id, tokenizer.eos_token_id))
+    model = LingForCausalLM(new_config(recipe, size, tokenizer.pad_token_id, tokenizer.eos_token_id))
+    if start is not None:
+        model.load_state_dict(LingForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
+    return model
 
 
 def new_config(recipe: Recipe, vocab_size: int, pad_token_id: int = 0, eos_token_id: int = 0) -> LingConfig:
@@ -301,6 +311,7 @@ def train(
     *,
     device: str = "cpu",
     workers: int = 1,
+    start: Path | None = None,
     snapshots: Sequence[float] = (),
     stop_after: int | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -311,11 +322,13 @@ def train(
         out: A folder that does not exist yet.
         device: Where to compute.
         workers: Processes that share the work on a CPU, one thread each; the recipe's parts are dealt out among them.
+        start: A checkpoint folder that this function made, whose weights to go on from, with optimisers that know nothing of
+            it. Its log and recipe become the beginning of the new ones, and steps and tokens count on.
         snapshots: Fractions of the steps after which a copy is saved to ``out/step-N``.
         stop_after: Steps after which to stop and save; the schedule stays the recipe's, so the losses are its first ones.
 
     Raises:
-        UsageError: ``out`` exists, or more workers than there is work for.
+        UsageError: ``out`` exists, more workers than there is work for, or a start that is none.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; give --out a new folder")
@@ -323,25 +336,59 @@ def train(
         raise UsageError(
             f"{workers} workers on {device} for {recipe.parts} parts a batch; give 1, on the CPU at most one a part"
         )
+    before = _Before.read(start, recipe)
     build_tokenizer(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     marks = {max(1, round(fraction * recipe.steps)) for fraction in snapshots}
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    model = new_model(recipe, tokenizer).to(device).train()
+    (out / "recipe.json").write_text(json.dumps(before.recipe | asdict(recipe), indent=2) + "\n")
+    model = new_model(recipe, tokenizer, start).to(device).train()
     numbers = sum(tensor.numel() for tensor in model.state_dict().values()) + 2
-    with _team(workers, recipe, out, stop_after, numbers) as team, (out / "train.jsonl").open("w") as log:
+    with _team(workers, recipe, out, start, stop_after, numbers) as team, (out / "train.jsonl").open("w") as log:
+        log.write(before.log)
         for line in islice(_optimise(model, recipe, tokenizer, device, team), stop_after):
+            step = before.counts["step"] + line["step"]
             if "loss" in line:
-                log.write(json.dumps(line) + "\n")
+                counted = line | {name: round(already + line[name], 1) for name, already in before.counts.items()}
+                log.write(json.dumps(counted) + "\n")
                 log.flush()
-                yield line
+                yield counted
             if line["step"] in marks:
-                save(model, tokenizer, out / f"step-{line['step']}")
+                save(model, tokenizer, out / f"step-{step}")
     save(model, tokenizer, out)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What the training of a checkpoint leaves to one that goes on from it."""
+
+    log: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=lambda: {"step": 0, "tokens": 0, "seconds": 0.0})
+
+    @classmethod
+    def read(cls, start: Path | None, recipe: Recipe) -> "_Before":
+        """The log, recipe and counts of a checkpoint folder; without one, of nothing.
+
+        Raises:
+            UsageError: `train` did not make the folder, or made it with another architecture.
+        """
+        if start is None:
+            return cls()
+        try:
+            log, recorded = ((start / name).read_text(encoding="utf-8") for name in ("train.jsonl", "recipe.json"))
+            last, earlier = json.loads(log.splitlines()[-1]), json.loads(recorded)
+            counts = {name: last[name] for name in ("step", "tokens", "seconds")}
+        except (OSError, ValueError, LookupError):
+            raise UsageError(
+                f"{start} has no train.jsonl and recipe.json that can be read; start from what train made"
+            ) from None
+        if earlier.get("architecture") != recipe.architecture:
+            raise UsageError(f"{start} was trained with another architecture than the recipe's; start from one that has it")
+        return cls(log, {"before": earlier}, counts)
+
+
 @contextmanager
-def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None, numbers: int) -> Iterator[Team]:
+def _team(workers: int, recipe: Recipe, out: Path, start: Path | None, stop_after: int | None, numbers: int) -> Iterator[Team]:
     """The process that calls this as the first of a team, the others started beside it."""
     if workers == 1:
         yield ALONE
@@ -349,7 +396,7 @@ def _team(workers: int, recipe: Recipe, out: Path, stop_after: int | None, numbe
     spawning = multiprocessing.get_context("spawn")
     memory, barrier = RawArray("f", workers * numbers), spawning.Barrier(workers)
     helpers = [
-        spawning.Process(target=_help, args=(rank, workers, memory, barrier, recipe, out, stop_after), daemon=True)
+        spawning.Process(target=_help, args=(rank, workers, memory, barrier, recipe, out, start, stop_after), daemon=True)
         for rank in range(1, workers)
     ]
     threads = torch.get_num_threads()
@@ -387,12 +434,14 @@ def _join(rank: int, size: int, memory: Any, barrier: Barrier) -> Team:
     return Team(rank, size, torch.frombuffer(memory, dtype=torch.float32).view(size, -1), barrier)
 
 
-def _help(rank: int, size: int, memory: Any, barrier: Barrier, recipe: Recipe, out: Path, stop_after: int | None) -> None:
+def _help(
+    rank: int, size: int, memory: Any, barrier: Barrier, recipe: Recipe, out: Path, start: Path | None, stop_after: int | None
+) -> None:
     """What every process but the first does: the same steps, without log or files."""
     try:
         team = _join(rank, size, memory, barrier)
         tokenizer = AutoTokenizer.from_pretrained(out)
-        model = new_model(recipe, tokenizer).train()
+        model = new_model(recipe, tokenizer, start).train()
         for _ in islice(_optimise(model, recipe, tokenizer, "cpu", team), stop_after):
             pass
     except BaseException:

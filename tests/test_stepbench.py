@@ -120,6 +120,8 @@ BY_HAND = [
         ],
         "24",
     ),
+    ("arithmetic", "is 7+5 less than 20?\n", ["7+5=12", "compare 20 with 12: larger"], "yes"),
+    ("arithmetic", "is 7+5 smaller than 9?\n", ["7+5=12", "compare 9 with 12: smaller"], "no"),
 ]
 
 

@@ -221,7 +221,8 @@ def test_the_scaled_presets_differ_in_what_their_name_says():
     for few, many, more in (("tiny-16", "tiny-32", 16), ("tiny-32", "tiny-64", 32)):
         assert active[many] - active[few] == layers * more * row
         assert costs[many].total.parameters - costs[few].total.parameters == layers * more * (expert + row)
-    assert dataclasses.replace(PRESETS["tiny-32"], steps=7600) == PRESETS["ling-tiny"]
+    assert PRESETS["tiny-32"].architecture == PRESETS["ling-tiny"].architecture
+    assert len({str(dataclasses.replace(PRESETS[name], architecture={})) for name in costs}) == 1
 
 
 def test_stopping_early_gives_the_first_losses_of_the_whole(tmp_path):
@@ -233,12 +234,39 @@ def test_stopping_early_gives_the_first_losses_of_the_whole(tmp_path):
 def test_the_shipped_log_is_the_presets_and_its_first_losses_come_out_again(tmp_path):
     folder = SHIPPED / "ling-tiny"
     recipe = json.loads((folder / "recipe.json").read_text())
-    assert recipe == json.loads(json.dumps(dataclasses.asdict(PRESETS["ling-tiny"])))
+    first, finish = (dataclasses.asdict(PRESETS[name]) for name in ("ling-tiny", "ling-tiny-finish"))
+    assert recipe == json.loads(json.dumps({"before": first} | finish))
     logged = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert logged[-1]["step"] == PRESETS["ling-tiny"].steps
+    assert [line["step"] for line in logged] == list(range(20, first["steps"] + finish["steps"] + 1, 20))
     again = next(train(PRESETS["ling-tiny"], tmp_path / "again", stop_after=20))
     assert again["tokens"] == logged[0]["tokens"]
     assert again["loss"] == pytest.approx(logged[0]["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_goes_on_from_a_checkpoint(tmp_path, workers):
+    (*_, last) = train(SMALL, tmp_path / "first")
+    recipe = dataclasses.replace(SMALL, steps=10, curriculum_steps=0, seed=1, learning_rate=1e-9)
+    (line,) = train(recipe, tmp_path / "second", workers=workers, start=tmp_path / "first", snapshots=(0.5,))
+    assert line["step"] == 40
+    assert line["tokens"] > last["tokens"]
+    assert line["loss"] < 0.8 * next(train(recipe, tmp_path / "fresh"))["loss"]
+    assert sorted(path.name for path in (tmp_path / "second").glob("step-*")) == ["step-35"]
+    one, two = (load_native(str(tmp_path / name)).native.state_dict() for name in ("first", "second"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one if "expert_bias" not in name)
+    assert any((one[name] - two[name]).abs().max() > 1e-3 for name in one if "expert_bias" in name)
+    logs = [(tmp_path / name / "train.jsonl").read_text() for name in ("first", "second")]
+    assert logs[1].startswith(logs[0])
+    assert json.loads((tmp_path / "second" / "recipe.json").read_text())["before"]["steps"] == SMALL.steps
+
+
+def test_a_start_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    next(train(SMALL, tmp_path / "small", stop_after=10))
+    (tmp_path / "empty").mkdir()
+    for start, said in (("empty", r"no train\.jsonl and recipe\.json"), ("small", "another architecture")):
+        with pytest.raises(UsageError, match=said):
+            next(train(PRESETS["ling-tiny-finish"], tmp_path / "out", start=tmp_path / start))
+        assert not (tmp_path / "out").exists()
 
 
 def test_schedule_and_curriculum_end_where_they_should():

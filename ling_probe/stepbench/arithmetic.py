@@ -1,8 +1,8 @@
 """Arithmetic: a chain of operations on whole numbers, as an expression or as a story.
 
 The difficulty is the number of operations. The solution of an expression has one line per operation, innermost first; that of a
-story quotes what the asked person begins with, then each event beside its operation. The compare forms have one line more that
-compares the value with a threshold.
+story quotes what the asked person begins with, then each event beside its operation. The compare forms have one line more: for
+"more" it compares the value with the threshold, for "less" the threshold with the value, so that "larger" means "yes".
 """
 
 from collections.abc import Sequence
@@ -63,10 +63,10 @@ def draft(draw: Draw, form: str, difficulty: int, *, held_out: bool, bare: bool)
     prompt, lines = write(draw, chain, asked, threshold, held_out=held_out, bare=bare)
     if not asked:
         return Draft(prompt, lines, str(chain.value))
-    found = ORDERS[(chain.value < threshold) + 2 * (chain.value == threshold)]
-    terms = (str(chain.value), str(threshold))
-    lines.append(Line("compare", f"compare {terms[0]} with {terms[1]}: {found}", terms, found))
-    return Draft(prompt, lines, "yes" if found == {"more": "larger", "less": "smaller"}[asked] else "no")
+    left, right = (chain.value, threshold) if asked == "more" else (threshold, chain.value)
+    found = ORDERS[(left < right) + 2 * (left == right)]
+    lines.append(Line("compare", f"compare {left} with {right}: {found}", (str(left), str(right)), found))
+    return Draft(prompt, lines, "yes" if found == "larger" else "no")
 
 
 def _draw_chain(draw: Draw, length: int, nesting: str) -> _Chain:

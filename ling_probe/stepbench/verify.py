@@ -71,9 +71,9 @@ def _arithmetic(prompt: str) -> tuple[list[str], str]:
     if not asked:
         return lines, str(value)
     threshold = int(asked[2])
-    found = "equal" if value == threshold else "larger" if value > threshold else "smaller"
-    wanted = "larger" if asked[1] in ("more", "greater") else "smaller"
-    return [*lines, f"compare {value} with {threshold}: {found}"], "yes" if found == wanted else "no"
+    a, b = (value, threshold) if asked[1] in ("more", "greater") else (threshold, value)
+    found = "equal" if a == b else "larger" if a > b else "smaller"
+    return [*lines, f"compare {a} with {b}: {found}"], "yes" if found == "larger" else "no"
 
 
 def _expression(prompt: str) -> tuple[list[str], int]:
