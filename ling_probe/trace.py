@@ -138,7 +138,7 @@ def extra_layers(name: str, spec: ModelSpec) -> tuple[int, ...]:
 
 def _check_extras(trace: RoutingTrace) -> None:
     n_tokens, spec = trace.n_tokens, trace.spec
-    last = {"logits": (spec.n_experts,), "contribution": (spec.top_k,), "lens": (spec.top_k,)}
+    last: dict[str, tuple[int, ...]] = {"logits": (spec.n_experts,), "contribution": (spec.top_k,), "lens": (spec.top_k,)}
     last |= dict.fromkeys(("shared", "residual", "lens_shared"), ())
     for name, array in trace.extras.items():
         if name in ("experts", "weights") or not name.isidentifier():

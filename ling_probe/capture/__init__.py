@@ -14,9 +14,9 @@ choose the same experts.
 """
 
 from ling_probe.capture.batching import length_batches
-from ling_probe.capture.flow import KEEP, WINDOW, capture
+from ling_probe.capture.flow import KEEP, WINDOW, capture, check_keep
 from ling_probe.capture.gates import _Recorder
 from ling_probe.capture.generation import Decoding
 from ling_probe.capture.sequences import read_sequence
 
-__all__ = ["KEEP", "WINDOW", "Decoding", "_Recorder", "capture", "length_batches", "read_sequence"]
+__all__ = ["KEEP", "WINDOW", "Decoding", "_Recorder", "capture", "check_keep", "length_batches", "read_sequence"]

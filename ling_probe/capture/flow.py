@@ -63,8 +63,7 @@ def capture(
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
-    if unknown := [name for name in keep if name not in KEEP]:
-        raise UsageError(f'cannot keep "{unknown[0]}"; these can be kept: {", ".join(KEEP)}')
+    check_keep(keep)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     check_all(interventions, loaded.spec)
     editor = Editor(loaded, interventions)
@@ -75,3 +74,13 @@ def capture(
         else:
             sequences = [read_sequence(loaded, record) for record in window]
         yield from record_sequences(loaded, sequences, editor, tuple(keep), batch_tokens)
+
+
+def check_keep(keep: Sequence[str]) -> None:
+    """Refuse a name that is not in `KEEP`.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if unknown := [name for name in keep if name not in KEEP]:
+        raise UsageError(f'cannot keep "{unknown[0]}"; these can be kept: {", ".join(KEEP)}')

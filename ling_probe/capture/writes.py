@@ -20,6 +20,7 @@ Axes as in `spec`; T is the padded tokens of a batch, n the token that followed.
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,19 +62,22 @@ class WriteRecorder:
     def _attach(self, model: LingModel) -> Iterator[Callable[[], None]]:
         for number, layer in enumerate(model.layers):
             if "residual" in self._keep:
-                yield _on_output(layer, lambda x, number=number: self._see("residual", number, _norm(x).flatten()))
+                yield _on_output(layer, partial(self._see_residual, number))
             if isinstance(layer.mlp, LingMoE) and self._keep & {"contribution", "lens"}:
                 yield from self._attach_block(layer.mlp, number)
         if self._direction is not None:
             yield model.norm.register_forward_pre_hook(lambda _m, args: self._see_scale(args[0])).remove
 
     def _attach_block(self, block: LingMoE, layer: int) -> Iterator[Callable[[], None]]:
-        yield from spread_experts(block.experts, lambda outputs, weights: self._see_slots(layer, outputs, weights))
+        yield from spread_experts(block.experts, partial(self._see_slots, layer))
         if hasattr(block, "shared_experts"):
-            yield _on_output(block.shared_experts, lambda x: self._see_shared(layer, x.flatten(0, -2)))
+            yield _on_output(block.shared_experts, partial(self._see_shared, layer))
 
     def _see(self, name: str, layer: int, values: torch.Tensor) -> None:
         self._found.setdefault(name, {})[layer] = values
+
+    def _see_residual(self, layer: int, residual: torch.Tensor) -> None:
+        self._see("residual", layer, _norm(residual).flatten())
 
     def _see_slots(self, layer: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
         if "contribution" in self._keep:
@@ -82,6 +86,7 @@ class WriteRecorder:
             self._see("lens", layer, along(outputs, self._direction) * weights)
 
     def _see_shared(self, layer: int, output: torch.Tensor) -> None:
+        output = output.flatten(0, -2)
         if "contribution" in self._keep:
             self._see("shared", layer, _norm(output))
         if self._direction is not None:
