@@ -15,7 +15,7 @@ from ling_probe.model.load import load_native
 from ling_probe.recording import record
 from ling_probe.run import Run
 
-DRAWN = {"max_new_tokens": 20, "temperature": 1.5, "top_p": 0.98, "seed": 5}
+DRAWN = {"max_new_tokens": 20, "temperature": 2.5, "top_p": 0.99, "seed": 5}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ class Watch:
             hook.remove()
 
 
-@pytest.mark.parametrize("options", [DRAWN, {"max_new_tokens": 30}], ids=["drawn", "greedy"])
+@pytest.mark.parametrize(
+    "options", [DRAWN | {"max_new_tokens": 36, "temperature": 1.2}, {"max_new_tokens": 30}], ids=["drawn", "greedy"]
+)
 def test_decoding_with_the_cache_chooses_what_the_recorded_pass_chooses(loaded, records, options):
     """Float32, one batch of unequal prompts: every layer, every position of prompt and completion but the last, never fed."""
     with Watch(loaded) as watch:
@@ -81,8 +83,7 @@ def test_decoding_with_the_cache_chooses_what_the_recorded_pass_chooses(loaded, 
                 np.testing.assert_array_equal(ids, expected)
                 compared += len(ids)
     assert compared == sum(trace.n_tokens - 1 for trace in traces) * loaded.spec.n_rows
-    ends = {trace.n_tokens - length for trace, length in zip(traces, prompts, strict=True)}
-    assert len(ends) > 1
+    assert len(watch.calls[-1]["input_ids"]) < len(records)
 
 
 def test_greedy_completions_are_those_of_the_librarys_own_generation(loaded, records):
@@ -107,7 +108,7 @@ def test_the_seed_and_the_temperature_change_the_draw(loaded, records):
     drawn = completions(loaded, records, **DRAWN)
     greedy = completions(loaded, records, max_new_tokens=20)
     assert completions(loaded, records, **(DRAWN | {"seed": 6})) != drawn
-    assert completions(loaded, records, **(DRAWN | {"temperature": 3.0, "top_p": 1.0})) != drawn
+    assert completions(loaded, records, **(DRAWN | {"temperature": 4.0})) != drawn
     assert drawn != greedy
     assert completions(loaded, records, **(DRAWN | {"top_p": 1e-9})) == greedy
 

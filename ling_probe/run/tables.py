@@ -72,10 +72,24 @@ def to_tables(traces: Sequence[RoutingTrace], spec: ModelSpec) -> dict[str, pa.T
 def write_table(table: pa.Table, path: Path) -> str:
     """Write one file through to the disk and return its sha256."""
     with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", compression_level=3, **_encodings(table.schema))
         file.flush()
         os.fsync(file.fileno())
     return file_digest(path)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Bytes of 32-bit floats apart, so that exponents compress; every other column by a dictionary.
+
+    Dictionaries bring expert ids to within 1 % of their entropy. 16-bit floats would gain a tenth with their bytes apart, and
+    DuckDB does not read that.
+    """
+    apart = {field.name for field in schema if pa.types.is_float32(field.type)}
+    leaves = [f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else field.name for field in schema]
+    return {
+        "use_dictionary": [name for name in leaves if name not in apart],
+        "column_encoding": dict.fromkeys(sorted(apart), "BYTE_STREAM_SPLIT"),
+    }
 
 
 def file_digest(path: Path) -> str:
