@@ -43,7 +43,7 @@ def _run_batch(
         hidden = loaded.native.model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     ids, weights, logits = gates.arrays(rows, width)
     extras = writes.arrays() | ({"logits": logits} if logits is not None else {})
-    loss = _loss(loaded, hidden, input_ids) if "loss" in keep else np.full((rows, width), np.nan, np.float32)
+    loss = next_token_loss(loaded, hidden, input_ids) if "loss" in keep else np.full((rows, width), np.nan, np.float32)
     for row, (sequence, layout) in enumerate(zip(sequences, layouts, strict=True)):
         n = len(sequence.ids)
         own = {name: array[row, :n].copy() for name, array in (extras | {"loss": loss}).items()}
@@ -63,7 +63,7 @@ def _padded(sequences: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]
     return input_ids, mask
 
 
-def _loss(loaded: LoadedLing, hidden: torch.Tensor, input_ids: torch.Tensor) -> np.ndarray:
+def next_token_loss(loaded: LoadedLing, hidden: torch.Tensor, input_ids: torch.Tensor) -> np.ndarray:
     """Next-token loss [B, S] in nats from last hidden states [B, S, D]; the last column means nothing."""
     flat = hidden.flatten(0, 1)
     targets = input_ids.roll(-1, dims=1).flatten()
