@@ -1,8 +1,8 @@
 """What recording costs over the same model's plain forward pass: same batch, same process, alternated.
 
 Run with ``make perf``; docs/performance.md holds the table. Each row beyond ids and weights adds one thing to them. The plain
-pass has no language-modelling head, which the rows "+loss" and the bridge run. Processor time of one thread is taken, which other
-work on the machine disturbs less than the clock.
+pass has no language-modelling head, which the rows "+loss" and the bridge run. Times are processor time of one thread: other
+work on the machine disturbs it less than the clock.
 """
 
 import statistics
