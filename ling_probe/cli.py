@@ -79,9 +79,20 @@ def capture(
     split: Split = "test",
     limit: Limit = None,
     generate: Annotated[
-        int, typer.Option(help="Complete each prompt greedily with at most so many tokens; 0 reads the given solutions.", min=0)
+        int, typer.Option(help="Complete each prompt with at most so many tokens; 0 reads the given solutions.", min=0)
     ] = 0,
-    keep: Annotated[list[str] | None, typer.Option(help="What to keep beside experts and loss: logits.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the draw of each generated token; 0 is greedy.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that reach this probability.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends a completion; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to keep beside experts and loss (3MK + 4 bytes a token; M routed of L layers, K chosen of E experts); "
+            "repeatable: logits (2ME), contribution (norm of what each chosen and the shared expert add, 2MK + 4M), residual "
+            "(norm after every layer, 4L), lens (what each of them adds to the logit of the next token, 2MK + 2M)."
+        ),
+    ] = None,
     prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
     solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
@@ -94,10 +105,12 @@ def capture(
     """Run a benchmark through a model and record what its routers choose."""
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
     _check_out(folder, resume=resume)
+    _check_kept(keep or (), max_new_tokens=generate, temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed)
     _read(benchmark, split=split, limit=limit, **fields)
     loaded = _load(model, revision, device, dtype)
     run = _record(
         loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
+        temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed,
         keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
     )  # fmt: skip
     _print_run(run)
@@ -326,6 +339,14 @@ def _check_out(folder: Path, *, resume: bool) -> None:
         from ling_probe.errors import RunError
 
         raise RunError(f"{folder} exists already and is left as it is; give --out a new folder, or --resume an interrupted run")
+
+
+def _check_kept(keep: Sequence[str], **decoding: Any) -> None:
+    """Refuse settings that make no sense before minutes are spent on loading."""
+    from ling_probe.capture import Decoding, check_keep
+
+    check_keep(keep)
+    Decoding(**decoding)
 
 
 def _check_explorable(folder: Path) -> None:

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from ling_probe.benchmarks import Benchmark
-from ling_probe.capture import capture
+from ling_probe.capture import Decoding, capture, check_keep
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.run import Run
 from ling_probe.trace import RoutingTrace
+from ling_probe.writing import PartWriter
 
 PART_TOKENS = 50_000
-"""A part is written once it holds this many tokens; it is what an interruption can cost, and what memory holds."""
+"""A part is written once it holds this many tokens; three of them are the most that memory holds: one gathered, one
+waiting, one being written."""
 
 
 def record(
@@ -23,6 +25,10 @@ def record(
     *,
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
     resume: bool = False,
@@ -36,20 +42,26 @@ def record(
         out: The run folder.
         interventions: As for `capture`.
         max_new_tokens: As for `capture`.
+        temperature: As for `capture`.
+        top_p: As for `capture`.
+        stop: As for `capture`.
+        seed: As for `capture`; in the manifest.
         keep: As for `capture`.
         batch_tokens: As for `capture`.
         resume: Go on with a run in ``out`` that was started with the same model, benchmark and options.
-        progress: Called with the number of sequences in the run, after each one.
+        progress: Called with the number of sequences in the run or on their way there, after each part.
 
     Raises:
         RunError: ``out`` exists and ``resume`` is false, or holds a run of something else.
-        UsageError: The model has no router.
+        UsageError: The model has no router, or a setting makes no sense; nothing is created.
     """
+    check_keep(keep)
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     if not loaded.spec.routed_layers:
         raise UsageError(f"{loaded.spec.name} is dense in every layer: it has no router, and there is no routing to record")
     options = {
         "mode": "generate" if max_new_tokens > 0 else "teacher-forced",
-        "max_new_tokens": max_new_tokens,
+        **decoding.to_dict(),
         "keep": sorted({"experts", *keep}),
         "batch_tokens": batch_tokens,
     }
@@ -59,19 +71,22 @@ def record(
         _check_same(run, loaded, source, options, interventions)
     else:
         run = Run.create(
-            out, spec=loaded.spec, model=loaded.describe(), benchmark=source, options=options, interventions=interventions
-        )
+            out, spec=loaded.spec, model=loaded.describe(), benchmark=source, options=options, interventions=interventions,
+            seed=seed,
+        )  # fmt: skip
     if run.is_complete:
         return run
     rest = [each for each in benchmark.records if each.id not in run.done]
     traces = capture(
-        loaded, rest, interventions=interventions, max_new_tokens=max_new_tokens, keep=keep, batch_tokens=batch_tokens
-    )
+        loaded, rest, interventions=interventions, keep=keep, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_p=top_p, stop=stop, seed=seed,
+    )  # fmt: skip
     done = len(benchmark.records) - len(rest)
-    for part in _parts(traces):
-        run.append(part)
-        done += len(part)
-        progress(done)
+    with PartWriter(run) as writer:
+        for part in _parts(traces):
+            writer.write(part)
+            done += len(part)
+            progress(done)
     run.finish(_summary(run))
     return run
 

@@ -17,6 +17,11 @@ from ling_probe.spec import ModelSpec
 SEGMENTS = ("prompt", "reasoning", "answer", "special")
 """Names of the segment codes 0..3."""
 
+NORMS = ("contribution", "shared", "residual")
+"""Extras that are norms: finite, and none below 0."""
+EVERY_LAYER = ("residual",)
+"""Extras that dense layers have too."""
+
 WEIGHT_TOLERANCE = 1e-2
 """How far the weights of a choice may sum from the scale, as a share of it: what rounding to 16 bits needs."""
 
@@ -76,7 +81,15 @@ class RoutingTrace:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON values."""
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By name, [T M] or [T M n] of floats: "logits" n = E, "contribution" n = K, "shared" and "residual" [T M]."""
+    """By name, floats [T M] or [T M n], and [T L] for "residual", which every decoder layer has:
+
+        logits        [T M E]  router logits
+        contribution  [T M K]  norm of weight times output of each chosen expert; 0 for a silenced one
+        shared        [T M]    norm of the shared expert's output
+        residual      [T L]    norm of the residual stream after the layer
+        lens          [T M K]  logit of the next token that each chosen expert's contribution adds directly; NaN at the end
+        lens_shared   [T M]    the same of the shared expert
+    """
     group_limited: bool = True
     """False where an intervention may have put experts outside the router's kept groups (`force`)."""
 
@@ -118,17 +131,37 @@ def _check_sizes(trace: RoutingTrace) -> None:
         raise UsageError(f"sequence {trace.sequence_id} has segment code {trace.segment.max()}; the codes are {codes}")
 
 
+def extra_layers(name: str, spec: ModelSpec) -> tuple[int, ...]:
+    """Decoder layers that an extra has a column for: all for `EVERY_LAYER`, else the routed ones."""
+    return tuple(range(spec.n_layers)) if name in EVERY_LAYER else spec.routed_layers
+
+
 def _check_extras(trace: RoutingTrace) -> None:
-    leading, last = (trace.n_tokens, trace.spec.n_rows), {"logits": trace.spec.n_experts, "contribution": trace.spec.top_k}
+    n_tokens, spec = trace.n_tokens, trace.spec
+    last: dict[str, tuple[int, ...]] = {"logits": (spec.n_experts,), "contribution": (spec.top_k,), "lens": (spec.top_k,)}
+    last |= dict.fromkeys(("shared", "residual", "lens_shared"), ())
     for name, array in trace.extras.items():
         if name in ("experts", "weights") or not name.isidentifier():
             raise UsageError(f"extra {name!r} of sequence {trace.sequence_id} cannot name a column; use another word")
-        fits = array.shape == (*leading, last[name]) if name in last else array.ndim in (2, 3) and array.shape[:2] == leading
+        leading = (n_tokens, len(extra_layers(name, spec)))
+        fits = array.shape == (*leading, *last[name]) if name in last else array.ndim in (2, 3) and array.shape[:2] == leading
         if not fits or array.dtype.kind != "f":
-            wanted = f"floats {[*leading, last[name]]}" if name in last else f"floats {list(leading)} or {[*leading, 'n']}"
+            wanted = f"floats {[*leading, *last[name]]}" if name in last else f"floats {list(leading)} or {[*leading, 'n']}"
             raise UsageError(
                 f"extra {name!r} of sequence {trace.sequence_id} is {array.dtype} {list(array.shape)}; expected {wanted}"
             )
+        if name in NORMS:
+            _check_norms(trace, name, array)
+
+
+def _check_norms(trace: RoutingTrace, name: str, array: np.ndarray) -> None:
+    wrong = ~(np.isfinite(array) & (array >= 0)).reshape(*array.shape[:2], -1).all(axis=-1)
+    if (place := _first(wrong)) is not None:
+        position, layer = place[0], extra_layers(name, trace.spec)[place[1]]
+        raise UsageError(
+            f"extra {name!r} of sequence {trace.sequence_id}, layer {layer}, position {position} is {array[place]}; "
+            "a norm is finite and not below 0"
+        )
 
 
 def _check_steps(trace: RoutingTrace) -> None:

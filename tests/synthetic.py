@@ -85,7 +85,7 @@ def synthetic_traces(
         labels: Step labels of each family.
         n_steps: Least and most steps of a sequence.
         step_tokens: Least and most tokens of a step.
-        keep: "logits", "contribution", "shared" or "residual" as extras.
+        keep: "logits", "contribution", "shared", "residual" or "lens" as extras.
     """
     plants = planted if isinstance(planted, tuple) else (planted,) if planted else ()
     world = _World(spec, rng, effects or Effects(), plants, labels)
@@ -200,8 +200,7 @@ class _World:
         return logits
 
     def _extras(self, keep, logits, n_tokens) -> dict[str, np.ndarray]:
-        sizes = {"contribution": (self.spec.top_k,), "shared": (), "residual": ()}
-        drawn = {
-            name: self.rng.exponential(1.0, (n_tokens, self.spec.n_rows, *sizes[name])) for name in keep if name != "logits"
-        }
+        rows, k = self.spec.n_rows, self.spec.top_k
+        sizes = {"contribution": (rows, k), "shared": (rows,), "residual": (self.spec.n_layers,), "lens": (rows, k)}
+        drawn = {name: self.rng.exponential(1.0, (n_tokens, *sizes[name])) for name in keep if name != "logits"}
         return drawn | ({"logits": logits.astype(np.float32)} if "logits" in keep else {})

@@ -78,25 +78,6 @@ def test_generation_is_greedy_and_recorded_as_a_plain_pass_would(loaded, records
         assert trace.correct == (trace.predicted == record.answer)
 
 
-def test_decoding_steps_choose_what_the_recorded_pass_chooses(loaded, records):
-    """The claim of the module's docstring: with the cache, token by token, the same experts in float32."""
-    trace = next(capture(loaded, records[:1], max_new_tokens=20))
-    prompt = loaded.tokenizer(records[0].prompt)["input_ids"]
-    seen = {layer: [] for layer in loaded.gates()}
-    handles = [
-        gate.register_forward_hook(lambda _g, _a, out, layer=layer: seen[layer].append(out[2]))
-        for layer, gate in loaded.gates().items()
-    ]
-    loaded.native.generate(
-        torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=loaded.tokenizer.eos_token_id, pad_token_id=0
-    )
-    for handle in handles:
-        handle.remove()
-    for layer, parts in seen.items():
-        ids = torch.cat(parts).numpy()
-        np.testing.assert_array_equal(trace.expert_ids[: len(ids), loaded.spec.row(layer)], ids)
-
-
 def test_nothing_stays_attached_and_nothing_changes(loaded, records):
     ids = torch.tensor([loaded.tokenizer(records[0].prompt)["input_ids"]])
     before = loaded.native(ids).logits
@@ -152,7 +133,9 @@ def test_interventions_hold_while_generating(loaded, records):
 
 
 def test_what_cannot_be_captured_is_said(loaded, records):
-    with pytest.raises(UsageError, match='cannot keep "everything"; these can be kept: experts, loss, logits'):
+    with pytest.raises(
+        UsageError, match='cannot keep "everything"; these can be kept: experts, loss, logits, contribution, residual, lens'
+    ):
         list(capture(loaded, records, keep=("everything",)))
     with pytest.raises(UsageError, match="record r has a prompt without tokens"):
         list(capture(loaded, [Record(id="r", prompt="")]))

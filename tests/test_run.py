@@ -115,14 +115,15 @@ def test_one_layer_is_read_without_the_rest(make_run, monkeypatch):
     assert not {"experts_1", "experts_3", "weights_2", "token"} & set(read[-1])
 
 
-def test_extras_come_back_per_layer_in_16_bits(tmp_path):
+def test_extras_come_back_per_layer_in_16_bits_or_whole(tmp_path):
     traces = traces_of(3, keep=("logits", "shared", "contribution"))
     run = empty_run(tmp_path / "run")
     run.append(traces)
     (batch,) = run.batches(layers=[3, 1], columns=("logits", "shared", "contribution"))
     for name, array in batch.extra.items():
         given_ = np.concatenate([trace.extras[name] for trace in traces])[:, [2, 0]]
-        np.testing.assert_array_equal(array, given_.astype(np.float16).astype(np.float32))
+        stored = np.float32 if name == "shared" else np.float16
+        np.testing.assert_array_equal(array, given_.astype(stored).astype(np.float32))
     assert run.manifest.parts[0].extras == ("contribution", "logits", "shared")
     assert batch.extra["shared"].ndim == 2
     assert next(run.batches(layers=[], columns=("logits",))).extra["logits"].shape[1] == 0
@@ -130,11 +131,24 @@ def test_extras_come_back_per_layer_in_16_bits(tmp_path):
 
 def test_extras_too_large_for_16_bits_are_refused_not_clipped(tmp_path):
     trace = traces_of(1)[0]
-    large = replace(trace, extras={"residual": np.full((trace.n_tokens, 3), 1e5)})
+    large = replace(trace, extras={"contribution": np.full((trace.n_tokens, 3, 4), 1e5)})
     with pytest.raises(
-        UsageError, match=r"extra 'residual' of layer 1 reaches 1e\+05; it is stored in 16 bits, which end at 65504"
+        UsageError, match=r"extra 'contribution' of layer 1 reaches 1e\+05; it is stored in 16 bits, which end at 65504"
     ):
         empty_run(tmp_path / "run").append([large])
+
+
+def test_residual_norms_come_back_exactly_for_dense_layers_too(tmp_path):
+    traces = [replace(trace, extras={"residual": trace.extras["residual"].astype(np.float32) * 1e6})
+              for trace in traces_of(3, keep=("residual",))]  # fmt: skip
+    run = empty_run(tmp_path / "run")
+    run.append(traces)
+    given_ = np.concatenate([trace.extras["residual"] for trace in traces])
+    for layers in (None, [2], []):
+        (batch,) = run.batches(layers=layers, columns=("residual",))
+        np.testing.assert_array_equal(batch.extra["residual"], given_)
+    plain = pd.read_parquet(run.folder / "parts" / "00000" / "tokens.parquet")
+    np.testing.assert_array_equal(plain["residual_0"], given_[:, 0])
 
 
 def test_extras_are_the_same_in_every_part(tmp_path):

@@ -134,3 +134,16 @@ def test_a_planted_effect_raises_the_rate_of_its_expert_at_its_label_only():
     assert at[1] > 0.6
     assert elsewhere[1] < 0.35
     assert np.abs(at - elsewhere)[[0, 2]].max() < 0.08
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_a_norm_that_is_none_is_located(trace, wrong):
+    residual = edited(np.ones((trace.n_tokens, 4), np.float32), (2, 3), wrong)
+    with pytest.raises(UsageError, match=r"'residual' of sequence arithmetic-0000, layer 3, position 2 .* a norm is finite"):
+        replace(trace, extras={"residual": residual})
+    replace(trace, extras={"lens": np.full((trace.n_tokens, 3, 4), wrong)})
+
+
+def test_residual_norms_are_of_every_decoder_layer(trace):
+    with pytest.raises(UsageError, match=rf"expected floats \[{trace.n_tokens}, 4\]"):
+        replace(trace, extras={"residual": np.ones((trace.n_tokens, 3))})

@@ -185,7 +185,8 @@ class Run:
         Args:
             layers: Decoder layers, in the order wanted; None is all that are routed.
             weights: Whether to read the weights of the chosen too.
-            columns: "token", "loss", "sequence_id", or extras that the run kept, such as "logits".
+            columns: "token", "loss", "sequence_id", or extras that the run kept, such as "logits"; "residual" comes for every
+                decoder layer, dense ones too.
 
         Raises:
             UsageError: A layer has no router, or the run has no such column.

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int16, Int32, UInt8, UInt16
 
 from ling_probe.errors import RunError, UsageError
 from ling_probe.spec import ModelSpec
-from ling_probe.trace import SEGMENTS, RoutingTrace
+from ling_probe.trace import EVERY_LAYER, SEGMENTS, RoutingTrace, extra_layers
 
 _TEXTS = ("benchmark", "family", "split", "prompt", "completion", "answer", "predicted")
 SEQUENCES = pa.schema(
@@ -35,6 +35,8 @@ STEPS = pa.schema(
 )
 TOKEN_COLUMNS = ("token", "loss", "sequence_id")
 """Columns of tokens.parquet that a batch holds only when asked."""
+WHOLE = ("residual", "shared")
+"""Extras stored in 32 bits: one number a layer, and in large models past what 16 bits hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,8 @@ class TokenBatch:
     weights: Float32[np.ndarray, "_N _M _K"] | None
     """Aligned with `expert_ids`; stored in 16 bits. None unless asked for."""
     extra: dict[str, np.ndarray]
-    """By name asked: [N] of a token column, float32 [N M] or [N M n] of an extra."""
+    """By name asked: [N] of a token column, float32 [N M] or [N M n] of an extra; "residual" is [N L], over all decoder layers
+    whatever layers are asked for."""
 
 
 def to_tables(traces: Sequence[RoutingTrace], spec: ModelSpec) -> dict[str, pa.Table]:
@@ -69,10 +72,24 @@ def to_tables(traces: Sequence[RoutingTrace], spec: ModelSpec) -> dict[str, pa.T
 def write_table(table: pa.Table, path: Path) -> str:
     """Write one file through to the disk and return its sha256."""
     with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", compression_level=3, **_encodings(table.schema))
         file.flush()
         os.fsync(file.fileno())
     return file_digest(path)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Bytes of 32-bit floats apart, so that exponents compress; every other column by a dictionary.
+
+    Dictionaries bring expert ids to within 1 % of their entropy. 16-bit floats would gain a tenth with their bytes apart, and
+    DuckDB does not read that.
+    """
+    apart = {field.name for field in schema if pa.types.is_float32(field.type)}
+    leaves = [f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else field.name for field in schema]
+    return {
+        "use_dictionary": [name for name in leaves if name not in apart],
+        "column_encoding": dict.fromkeys(sorted(apart), "BYTE_STREAM_SPLIT"),
+    }
 
 
 def file_digest(path: Path) -> str:
@@ -104,7 +121,8 @@ def read_batch(
     """Some layers and columns of one tokens.parquet; `sequence_ids` gives the rows that its sequences have in the run."""
     extras = [name for name in columns if name not in TOKEN_COLUMNS]
     names = ["sequence_id", "position", "token_id", "segment", "step", *(name for name in columns if name in TOKEN_COLUMNS)]
-    names += [f"{kind}_{layer}" for kind in ("experts", *(["weights"] if weights else []), *extras) for layer in layers]
+    names += [f"{kind}_{layer}" for kind in ("experts", *(["weights"] if weights else [])) for layer in layers]
+    names += [f"{name}_{layer}" for name in extras for layer in _layers_read(name, spec, layers)]
     table = read_table(path, list(dict.fromkeys(names))).combine_chunks()
     ids_shape = (table.num_rows, len(layers), spec.top_k)
     return TokenBatch(
@@ -115,7 +133,7 @@ def read_batch(
         step=_numbers(table["step"]),
         expert_ids=_stacked(table, "experts", layers, np.empty(ids_shape, spec.id_dtype)),
         weights=_stacked(table, "weights", layers, np.empty(ids_shape, np.float32)) if weights else None,
-        extra={name: _extra(table, name, layers) for name in columns},
+        extra={name: _extra(table, name, _layers_read(name, spec, layers)) for name in columns},
     )
 
 
@@ -148,9 +166,12 @@ def _token_table(traces: Sequence[RoutingTrace], spec: ModelSpec) -> pa.Table:
         columns[f"experts_{layer}"] = _column(ids.astype(spec.id_dtype))
         columns[f"weights_{layer}"] = _column(np.concatenate([trace.weights[:, row] for trace in traces]).astype(np.float16))
     for name in sorted(traces[0].extras):
-        for row, layer in enumerate(spec.routed_layers):
+        for row, layer in enumerate(extra_layers(name, spec)):
             values = np.concatenate([trace.extras[name][:, row] for trace in traces])
-            columns[f"{name}_{layer}"] = _column(_halved(values, f"extra {name!r} of layer {layer}"))
+            exact = name in WHOLE
+            columns[f"{name}_{layer}"] = _column(
+                values.astype(np.float32) if exact else _halved(values, f"extra {name!r} of layer {layer}")
+            )
     return pa.table(columns)
 
 
@@ -197,6 +218,11 @@ def _stacked(table: pa.Table, kind: str, layers: Sequence[int], into: np.ndarray
     for row, layer in enumerate(layers):
         into[:, row] = _numbers(table[f"{kind}_{layer}"])
     return into
+
+
+def _layers_read(name: str, spec: ModelSpec, layers: Sequence[int]) -> Sequence[int]:
+    """Layers whose columns of an extra are read; those of one that dense layers have too are all read."""
+    return extra_layers(name, spec) if name in EVERY_LAYER else layers
 
 
 def _extra(table: pa.Table, name: str, layers: Sequence[int]) -> np.ndarray:

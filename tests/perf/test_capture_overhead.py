@@ -1,6 +1,8 @@
 """What recording costs over the same model's plain forward pass: same batch, same process, alternated.
 
-Run with ``make perf``; docs/performance.md holds the table.
+Run with ``make perf``; docs/performance.md holds the table. Each row beyond ids and weights adds one thing to them. The plain
+pass has no language-modelling head, which the rows "+loss" and the bridge run. Times are processor time of one thread: other
+work on the machine disturbs it less than the clock.
 """
 
 import statistics
@@ -11,10 +13,14 @@ import pytest
 import torch
 
 from ling_probe.capture import _Recorder
+from ling_probe.capture.passes import next_token_loss
+from ling_probe.capture.writes import WriteRecorder
 from ling_probe.model import LingConfig, LingForCausalLM
+from ling_probe.model.bridge import HookedLing
 from ling_probe.model.load import LoadedLing, Verification
 
-ROUNDS = 15
+ROUNDS = 7
+TOKENS = (8, 256)
 
 
 @pytest.fixture(scope="module")
@@ -33,35 +39,61 @@ def loaded():
 
 @torch.no_grad()
 def timed(call):
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-@pytest.mark.perf
-def test_recording_ids_and_weights_is_nearly_free(loaded, record_property):
-    inputs = torch.randint(4096, (8, 256))
-    recorder = _Recorder(loaded, logits=False)
+def recording(loaded, inputs, keep=()):
+    """One batch recorded as `capture` does it: ids, weights, and what else is kept."""
+    gates, writes = _Recorder(loaded, logits=False), WriteRecorder(loaded, keep, inputs)
+    with gates.attached(), writes.attached():
+        hidden = loaded.native.model(input_ids=inputs, use_cache=False).last_hidden_state
+    gates.arrays(*inputs.shape)
+    writes.arrays()
+    if "loss" in keep:
+        next_token_loss(loaded, hidden, inputs)
+
+
+def with_router_logits(loaded, inputs):
+    found = loaded.native.model(input_ids=inputs, use_cache=False, output_router_logits=True).router_logits
+    assert len(found) == loaded.spec.n_rows
+
+
+def ways(loaded, inputs):
+    bridge = HookedLing.wrap(loaded)
+    points = [f"gate.{name}.hook_out" for name in ("expert_ids", "weights")]
+    router = [f"blocks.{layer}.mlp.{point}" for layer in loaded.spec.routed_layers for point in points]
+
+    def cached():
+        _, cache = bridge.run_with_cache(inputs, names_filter=router)
+        assert set(router) <= set(cache)
 
     def plain():
         loaded.native.model(input_ids=inputs, use_cache=False)
 
-    def recorded():
-        with recorder.attached():
-            plain()
-        recorder.arrays(8, 256)
+    found = {"plain": plain, "plain again": plain, "ids+weights": lambda: recording(loaded, inputs)}
+    for name in ("loss", "contribution", "residual", "lens"):
+        found[f"+{name}"] = lambda name=name: recording(loaded, inputs, (name,))
+    found["output_router_logits=True"] = lambda: with_router_logits(loaded, inputs)
+    found["bridge run_with_cache"] = cached
+    return found
 
-    ways = {"plain": plain, "plain again": plain, "recorded": recorded}
-    times = {name: [] for name in ways}
-    for call in ways.values():
+
+@pytest.mark.perf
+def test_recording_ids_and_weights_is_nearly_free(loaded, record_property):
+    inputs = torch.randint(loaded.spec.vocab_size, TOKENS)
+    calls = ways(loaded, inputs)
+    times = {name: [] for name in calls}
+    for call in calls.values():
         timed(call)
     for _ in range(ROUNDS):
-        for name, call in ways.items():
+        for name, call in calls.items():
             times[name].append(timed(call))
     base = statistics.median(times["plain"])
     ratios = {name: statistics.median(values) / base for name, values in times.items()}
     for name, ratio in ratios.items():
         record_property(name, ratio)
-        sys.stdout.write(f"\n{name:<12} {ratio:.3f} of plain ({statistics.median(times[name]):.2f} s for 2,048 tokens)")
+        sys.stdout.write(f"\n{name:<26} {ratio:.3f} of plain ({statistics.median(times[name]):.2f} s for 2,048 tokens)")
     noise = abs(ratios["plain again"] - 1)
-    assert ratios["recorded"] <= 1.03 + noise
+    assert ratios["ids+weights"] <= 1.03 + noise

@@ -1,0 +1,86 @@
+"""Records to traces, window by window."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from ling_probe.benchmarks import Record
+from ling_probe.capture.edits import Editor
+from ling_probe.capture.generation import Decoding, complete
+from ling_probe.capture.passes import record_sequences
+from ling_probe.capture.sequences import read_sequence
+from ling_probe.errors import UsageError
+from ling_probe.interventions import Intervention, check_all
+from ling_probe.model.load import LoadedLing
+from ling_probe.trace import RoutingTrace
+
+KEEP = ("experts", "loss", "logits", "contribution", "residual", "lens")
+"""What `capture` can record. Bytes per token before compression (M routed layers of L, K chosen of E; no D anywhere):
+
+    experts       3MK       ids and weights of the chosen; 4MK if E > 256; always kept
+    loss          4         next-token loss, by logits of a slice of tokens at a time
+    logits        2ME       the router's logits
+    contribution  2MK + 4M  norm of weight times output of each chosen expert, and of the shared expert
+    residual      4L        norm of the residual stream after every layer
+    lens          2MK + 2M  direct logit attribution of each chosen expert, and of the shared one, to the token that followed
+
+What they cost in time is measured by tests/perf; contribution and lens hold one more [T K D] array of one layer at a time, and
+no expert runs twice. `writes` has the formulas.
+"""
+WINDOW = 512
+"""Records held at a time."""
+
+
+def capture(
+    model: Any,
+    records: Iterable[Record],
+    *,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    keep: Sequence[str] = ("experts", "loss"),
+    batch_tokens: int = 8192,
+) -> Iterator[RoutingTrace]:
+    """Run records through a model and yield one trace each, in order.
+
+    Args:
+        model: What `load_model` or `load_native` returns.
+        records: Problems; without generation their own solutions are read, teacher-forced.
+        interventions: Changes to routing, in force for every forward pass, decoding steps included.
+        max_new_tokens: If positive, complete each prompt, at most so far, instead of reading the solution.
+        temperature: 0 completes greedily; above, tokens are drawn.
+        top_p: Draw among the likeliest tokens whose probabilities first reach this sum.
+        stop: Texts that end a completion; the token that completes one is its last.
+        seed: Of the draws; a sequence's draws depend on it and the record's id alone.
+        keep: Names from `KEEP`; experts are always kept.
+        batch_tokens: Padded tokens of one forward pass; a longer sequence is a batch of its own.
+
+    Raises:
+        UsageError: An unknown name in ``keep``, a setting out of its range, or a prompt without tokens.
+        InterventionError: An intervention that this model, or generation, cannot carry out.
+    """
+    loaded: LoadedLing = getattr(model, "loaded", model)
+    check_keep(keep)
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
+    check_all(interventions, loaded.spec)
+    editor = Editor(loaded, interventions)
+    remaining = iter(records)
+    while window := list(islice(remaining, WINDOW)):
+        if max_new_tokens > 0:
+            sequences = complete(loaded, window, editor, decoding, batch_tokens)
+        else:
+            sequences = [read_sequence(loaded, record) for record in window]
+        yield from record_sequences(loaded, sequences, editor, tuple(keep), batch_tokens)
+
+
+def check_keep(keep: Sequence[str]) -> None:
+    """Refuse a name that is not in `KEEP`.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if unknown := [name for name in keep if name not in KEEP]:
+        raise UsageError(f'cannot keep "{unknown[0]}"; these can be kept: {", ".join(KEEP)}')
