@@ -51,6 +51,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         sync_folder(new)
         _check_free(folder)
         new.rename(folder)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        reason = error.strerror or error
+        raise RunError(f"{folder} could not be made ({reason}), and nothing is left of it; make room, and try again") from error
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -136,7 +136,7 @@ def _check_parts(runs: Sequence[Run]) -> None:
 def _check_sequences(runs: Sequence[Run]) -> None:
     holders: dict[str, Run] = {}
     for run in runs:
-        for name in run.done:
+        for name in sorted(run.done):
             if (first := holders.setdefault(name, run)) is not run:
                 raise RunError(f"{first.folder} and {run.folder} both hold sequence {name}; capture one of them again")
     listed = sum(part.sequences for run in runs for part in run.manifest.parts)
