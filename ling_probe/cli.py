@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
-    from ling_probe.run import Run
+    from ling_probe.run import Run, Shard
 
 app = typer.Typer(
     name="ling-probe",
@@ -61,8 +62,9 @@ def demo(
     limit: Limit = None,
 ) -> None:
     """Run the shipped model on the shipped benchmark, analyse it, and write the report."""
-    loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
-    run = _record(loaded, "stepbench", folder, split="test", limit=limit, max_new_tokens=200, resume=True)
+    with _interruptible(folder):
+        loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
+        run = _record(loaded, "stepbench", folder, split="test", limit=limit, max_new_tokens=200, resume=True)
     from ling_probe.report import write_report
 
     with out.status("analysing"):
@@ -98,22 +100,66 @@ def capture(
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    redo_damaged: Annotated[
+        bool, typer.Option("--redo-damaged", help="As --resume, and capture parts with a missing or changed file again.")
+    ] = False,
+    parts: Annotated[int, typer.Option(help="Cut the benchmark into so many parts at least.", min=1)] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Capture share i/n alone, into a folder of its own in --out; ling-probe merge joins them.", metavar="I/N"
+        ),
+    ] = None,
+    ray: Annotated[int | None, typer.Option(help="Spread over so many Ray actors, a shard each, and merge.", min=1)] = None,
     device: Device = "auto",
     dtype: Dtype = DtypeName.auto,
     revision: Revision = None,
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
-    _check_out(folder, resume=resume)
-    _check_kept(keep or (), max_new_tokens=generate, temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed)
+    share = _shard(shard)
+    into = folder / share.folder if share else folder
+    if ray and share:
+        raise UsageError("--ray makes the shards itself; leave --shard out")
+    decoding = {
+        "max_new_tokens": generate, "temperature": temperature, "top_p": top_p, "stop": tuple(stop or ()), "seed": seed,
+    }  # fmt: skip
+    options = {
+        "keep": ("experts", "loss", *(keep or ())), "batch_tokens": batch_tokens, "parts": parts, "redo_damaged": redo_damaged,
+        **decoding,
+    }  # fmt: skip
+    if not ray:
+        _check_out(into, resume=resume or redo_damaged)
+    _check_kept(keep or (), **decoding)
     _read(benchmark, split=split, limit=limit, **fields)
-    loaded = _load(model, revision, device, dtype)
-    run = _record(
-        loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
-        temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed,
-        keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
-    )  # fmt: skip
+    with _interruptible(into):
+        if ray:
+            from ling_probe.cluster import capture_with_ray
+
+            named = {"name_or_path": model, "revision": revision, "device": device, "dtype": dtype.value}
+            problems = {"name_or_path": benchmark, "split": split, "limit": limit, **fields}
+            run = capture_with_ray(
+                folder, actors=ray, model=named, benchmark=problems, options=options, resume=resume or redo_damaged
+            )
+        else:
+            loaded = _load(model, revision, device, dtype)
+            run = _record(loaded, benchmark, into, split=split, limit=limit, shard=share, resume=resume, **options, **fields)
     _print_run(run)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="The run folder to make.", metavar="OUT")],
+    shards: Annotated[list[Path] | None, typer.Argument(help="The shards' run folders.", metavar="SHARD...")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A folder that holds the shards, as capture --out did.")] = None,
+) -> None:
+    """Join the shards of one run, after checking that all are there and whole; the shards stay."""
+    from ling_probe.run import find_shards
+    from ling_probe.run import merge as join
+
+    if bool(shards) == (source is not None):
+        raise UsageError("name the shards, or the folder that holds them: ling-probe merge OUT --from FOLDER")
+    _print_run(join(folder, shards or find_shards(source or folder)))
 
 
 @app.command()
@@ -126,14 +172,15 @@ def inspect(
     from ling_probe.run import Run
 
     run = Run.open(folder)
-    if verify:
-        run.verify()
+    foreign = run.verify() if verify else []
     if as_json:
-        sys.stdout.write(json.dumps(_facts(run) | ({"verified": True} if verify else {})) + "\n")
+        sys.stdout.write(json.dumps(_facts(run) | ({"verified": True, "foreign": foreign} if verify else {})) + "\n")
         return
     _print_run(run)
     if verify:
         out.print("every file is as it was written")
+    for name in foreign:
+        out.print(f"not of this run: {_clean(name)}", soft_wrap=True)
 
 
 @app.command()
@@ -349,6 +396,29 @@ def _check_kept(keep: Sequence[str], **decoding: Any) -> None:
     Decoding(**decoding)
 
 
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """Say on Ctrl-C what is safe and how to go on, and exit with 130, as shells have it for SIGINT."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        held = "holds nothing yet"
+        if (folder / "run.json").is_file():
+            from ling_probe.run import Run
+
+            held = f"holds {sum(part.sequences for part in Run.open(folder).manifest.parts)} sequences, all whole"
+        sys.stderr.write(f"ling-probe: interrupted; {_clean(str(folder))} {held}; repeat the command with --resume to go on\n")
+        raise typer.Exit(130) from None
+
+
+def _shard(text: str | None) -> "Shard | None":
+    if text is None:
+        return None
+    from ling_probe.run import Shard
+
+    return Shard.parse(text)
+
+
 def _check_explorable(folder: Path) -> None:
     if (folder / "run.json").is_file() or not folder.is_dir():
         from ling_probe.run import Run
@@ -396,6 +466,7 @@ def _facts(run: "Run") -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "state": manifest.state,
+        **({"shard": f"{manifest.shard.index}/{manifest.shard.of}"} if manifest.shard else {}),
         "model": run.spec.name,
         "routed_layers": list(run.spec.routed_layers),
         "experts": run.spec.n_experts,

@@ -1,6 +1,15 @@
-"""Capture into a run folder: parts of bounded size, a summary, and going on after an interruption."""
+"""Capture into a run folder: part after part, a summary, and going on after an interruption.
 
-from collections.abc import Callable, Iterator, Sequence
+1. `cut` the records into parts; where they begin follows from the records and options alone.
+2. Open the run, or make it, and keep every other writer away.
+3. Capture each part that the run and its shard still lack, in batches of its own, and append it.
+4. Sum up, and mark the run complete.
+
+A record in flight when a process dies is captured again with the rest of its part; none is held twice.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +18,8 @@ from ling_probe.capture import Decoding, capture, check_keep
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
-from ling_probe.run import Run
-from ling_probe.trace import RoutingTrace
+from ling_probe.run import Run, Shard, cut, summarise
 from ling_probe.writing import PartWriter
-
-PART_TOKENS = 50_000
-"""A part is written once it holds this many tokens; three of them are the most that memory holds: one gathered, one
-waiting, one being written."""
 
 
 def record(
@@ -31,7 +35,10 @@ def record(
     seed: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
+    parts: int = 1,
+    shard: Shard | None = None,
     resume: bool = False,
+    redo_damaged: bool = False,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> Run:
     """Capture a benchmark into a new run, or the rest of it into an interrupted one.
@@ -48,79 +55,84 @@ def record(
         seed: As for `capture`; in the manifest.
         keep: As for `capture`.
         batch_tokens: As for `capture`.
+        parts: Cut the benchmark into so many parts at least.
+        shard: Capture this share of the parts only, of which there will be one a shard at least.
         resume: Go on with a run in ``out`` that was started with the same model, benchmark and options.
+        redo_damaged: As ``resume``, and capture parts with a missing or changed file again; the whole run is read.
         progress: Called with the number of sequences in the run or on their way there, after each part.
 
     Raises:
-        RunError: ``out`` exists and ``resume`` is false, or holds a run of something else.
-        UsageError: The model has no router, or a setting makes no sense; nothing is created.
+        RunError: ``out`` exists and ``resume`` is false, holds a run of something else, or is being written; the disk is full.
+        UsageError: The model has no router, there are fewer records than parts, or a setting makes no sense.
     """
     check_keep(keep)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     if not loaded.spec.routed_layers:
         raise UsageError(f"{loaded.spec.name} is dense in every layer: it has no router, and there is no routing to record")
+    least = max(parts, shard.of if shard else 1)
+    pieces = cut(benchmark.records, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, least=least)
     options = {
         "mode": "generate" if max_new_tokens > 0 else "teacher-forced",
         **decoding.to_dict(),
         "keep": sorted({"experts", *keep}),
         "batch_tokens": batch_tokens,
+        "parts": len(pieces),
     }
-    source = {"name": benchmark.name, "split": benchmark.split, "digest": benchmark.digest, "records": len(benchmark.records)}
-    if resume and out.exists():
-        run = Run.open(out)
-        _check_same(run, loaded, source, options, interventions)
+    if (resume or redo_damaged) and out.exists():
+        run = Run.open(out, whole=not redo_damaged)
+        _check_same(run, loaded, _source(benchmark), options, interventions, shard)
     else:
         run = Run.create(
-            out, spec=loaded.spec, model=loaded.describe(), benchmark=source, options=options, interventions=interventions,
-            seed=seed,
+            out, spec=loaded.spec, model=loaded.describe(), benchmark=_source(benchmark), options=options,
+            interventions=interventions, seed=seed, shard=shard,
         )  # fmt: skip
-    if run.is_complete:
-        return run
-    rest = [each for each in benchmark.records if each.id not in run.done]
-    traces = capture(
-        loaded, rest, interventions=interventions, keep=keep, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens,
-        temperature=temperature, top_p=top_p, stop=stop, seed=seed,
-    )  # fmt: skip
-    done = len(benchmark.records) - len(rest)
-    with PartWriter(run) as writer:
-        for part in _parts(traces):
-            writer.write(part)
-            done += len(part)
-            progress(done)
-    run.finish(_summary(run))
+    with run.writing():
+        if redo_damaged:
+            run.drop_damaged()
+        if run.is_complete:
+            return run
+        held = {int(part.name): part.sequences for part in run.manifest.parts}
+        done = sum(held.values())
+        with PartWriter(run) as writer:
+            for number, records in enumerate(pieces):
+                if number in held or (shard and not shard.holds(number)):
+                    continue
+                traces = capture(
+                    loaded, records, interventions=interventions, keep=keep, batch_tokens=batch_tokens,
+                    max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
+                )  # fmt: skip
+                writer.write(list(traces), number=number)
+                done += len(records)
+                progress(done)
+        run.finish(summarise(run))
     return run
 
 
-def _parts(traces: Iterator[RoutingTrace]) -> Iterator[list[RoutingTrace]]:
-    """Traces in groups of at least `PART_TOKENS` tokens, the last one whatever is left."""
-    part: list[RoutingTrace] = []
-    for trace in traces:
-        part.append(trace)
-        if sum(each.n_tokens for each in part) >= PART_TOKENS:
-            yield part
-            part = []
-    if part:
-        yield part
+def _source(benchmark: Benchmark) -> dict[str, Any]:
+    """What identifies the records: the file's bytes, and what was read from them."""
+    content = hashlib.sha256()
+    for record in benchmark.records:
+        content.update("\0".join((record.id, record.prompt, record.solution, record.answer, "")).encode())
+    return {
+        "name": benchmark.name,
+        "split": benchmark.split,
+        "digest": benchmark.digest,
+        "records": len(benchmark.records),
+        "content_digest": content.hexdigest(),
+    }
 
 
 def _check_same(
-    run: Run, loaded: LoadedLing, source: dict[str, Any], options: dict[str, Any], interventions: Sequence[Intervention]
-) -> None:
+    run: Run, loaded: LoadedLing, source: dict[str, Any], options: dict[str, Any], interventions: Sequence[Intervention],
+    shard: Shard | None,
+) -> None:  # fmt: skip
     found = run.manifest
     same = {
         "model": found.model.get("digest") == loaded.digest,
         "benchmark": dict(found.benchmark) == source,
         "options": dict(found.options) == options,
         "interventions": found.interventions == tuple(interventions),
+        "shard": found.shard == shard,
     }
     if different := [name for name, equal in same.items() if not equal]:
         raise RunError(f"{run.folder} was captured with another {' and '.join(different)}; give --out a new folder")
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    """Sequences, judged and correct answers by family."""
-    families: dict[str, Any] = {}
-    for family, rows in run.sequences.groupby("family"):
-        judged = rows["correct"].dropna()
-        families[str(family)] = {"sequences": len(rows), "judged": len(judged), "correct": int(judged.sum())}
-    return {"families": families}

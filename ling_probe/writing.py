@@ -30,24 +30,24 @@ class PartWriter:
         if kind is None:
             self._wait_until_left(0)
 
-    def write(self, part: Sequence[RoutingTrace]) -> None:
-        """Give a part to be written; waits while another one waits already.
+    def write(self, part: Sequence[RoutingTrace], *, number: int | None = None) -> None:
+        """Give a part to be written under its number; waits while another one waits already.
 
         Raises:
             Exception: Whatever `Run.append` raised for an earlier part, once.
         """
         self._wait_until_left(1)
-        self._given.append(self._thread.submit(self._append, part))
+        self._given.append(self._thread.submit(self._append, part, number))
 
     def _wait_until_left(self, count: int) -> None:
         while len(self._given) > count:
             self._given.pop(0).result()
 
-    def _append(self, part: Sequence[RoutingTrace]) -> None:
+    def _append(self, part: Sequence[RoutingTrace], number: int | None) -> None:
         if self._failed:
             return
         try:
-            self._run.append(part)
+            self._run.append(part, number=number)
         except BaseException:
             self._failed = True
             raise

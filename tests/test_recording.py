@@ -12,10 +12,9 @@ def loaded():
     return load_native("ling-tiny")
 
 
-def test_an_interrupted_recording_goes_on_and_ends_the_same(loaded, tmp_path, monkeypatch):
+def test_an_interrupted_recording_goes_on_and_ends_the_same(loaded, tmp_path):
     benchmark = read_benchmark("stepbench", limit=30)
-    monkeypatch.setattr(recording, "PART_TOKENS", 600)
-    whole = recording.record(loaded, benchmark, tmp_path / "whole")
+    whole = recording.record(loaded, benchmark, tmp_path / "whole", parts=6)
     calls = []
 
     def stop(done):
@@ -24,11 +23,11 @@ def test_an_interrupted_recording_goes_on_and_ends_the_same(loaded, tmp_path, mo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recording.record(loaded, benchmark, tmp_path / "cut", progress=stop)
+        recording.record(loaded, benchmark, tmp_path / "cut", parts=6, progress=stop)
     half = Run.open(tmp_path / "cut")
     assert not half.is_complete
     assert 0 < len(half.done) < 30
-    resumed = recording.record(loaded, benchmark, tmp_path / "cut", resume=True)
+    resumed = recording.record(loaded, benchmark, tmp_path / "cut", parts=6, resume=True)
     assert resumed.is_complete
     for name in ("sequences", "steps"):
         assert getattr(resumed, name).equals(getattr(whole, name))

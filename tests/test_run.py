@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -251,11 +252,12 @@ def test_a_run_object_goes_on_after_its_own_failed_append(tmp_path, monkeypatch)
     run, traces = empty_run(tmp_path / "run"), traces_of(4)
 
     def full(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"part 00000 could not be written \(No space left on device\); the 0 sequences"):
         run.append(traces[:2])
+    assert not list((run.folder / "parts").iterdir())
     monkeypatch.undo()
     run.append(traces[:2])
     run.append(traces[2:])

@@ -6,11 +6,14 @@
     parts/00000/tokens.parquet      one row a token; per routed layer L experts_L, weights_L, and what else was kept
 
 `manifest` is what run.json says, `tables` what the Parquet files hold, `store` the folder: whole parts or none, resume, reading
-by columns.
+by columns. `partition` says which records make which part, `merge` joins what several machines wrote, `check` finds damage, and
+`folder` holds the lock of the one writer.
 """
 
 from ling_probe.run.manifest import SCHEMA, Manifest, Part
+from ling_probe.run.merge import find_shards, merge, summarise
+from ling_probe.run.partition import Shard, cut
 from ling_probe.run.store import Run
 from ling_probe.run.tables import TokenBatch
 
-__all__ = ["SCHEMA", "Manifest", "Part", "Run", "TokenBatch"]
+__all__ = ["SCHEMA", "Manifest", "Part", "Run", "Shard", "TokenBatch", "cut", "find_shards", "merge", "summarise"]

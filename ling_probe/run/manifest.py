@@ -13,12 +13,18 @@ from typing import Any, Literal, Self
 
 from ling_probe.errors import LingProbeError, RunError, UsageError
 from ling_probe.interventions import Intervention
+from ling_probe.run.folder import sync_folder
+from ling_probe.run.partition import Shard
 from ling_probe.spec import ModelSpec
 
 SCHEMA = 1
 """Version of the folder's layout that this package writes, and the newest it reads."""
 
+NEW = "run.json.new"
+"""The next run.json until it is whole."""
 FILES = ("sequences.parquet", "steps.parquet", "tokens.parquet")
+REMEDY = "copy the whole folder again, or repeat its capture with --redo-damaged"
+"""What to do about a damaged part."""
 _PACKAGES = ("ling-probe", "numpy", "pyarrow", "torch", "transformers", "transformer-lens")
 
 
@@ -60,7 +66,10 @@ class Manifest:
     seed: int = 0
     versions: Mapping[str, str]
     """Of Python and the packages that touched the numbers."""
+    shard: Shard | None = None
+    """Which share of the run this is; None is all of it."""
     parts: tuple[Part, ...] = ()
+    """Ascending by name; the name is the part's number in the whole run."""
     summary: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +78,7 @@ class Manifest:
         return values | {
             "spec": self.spec.to_dict(),
             "interventions": [each.to_dict() for each in self.interventions],
+            "shard": asdict(self.shard) if self.shard else None,
             "parts": [asdict(part) | {"extras": list(part.extras)} for part in self.parts],
         }
 
@@ -79,22 +89,27 @@ class Manifest:
         pieces = {
             "spec": ModelSpec.from_dict(values["spec"]),
             "interventions": tuple(map(Intervention.from_dict, values["interventions"])),
+            "shard": Shard(**values["shard"]) if values.get("shard") else None,
             "parts": tuple(parts),
         }
         return cls(**(dict(values) | pieces))
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, whole: bool = True) -> Manifest:
     """The manifest of a run folder.
+
+    Args:
+        folder: The run folder.
+        whole: Whether every file that run.json lists must be there.
 
     Raises:
         RunError: The folder, its run.json or a part is missing, or run.json is damaged, foreign or too new.
     """
     manifest = _parsed(folder, _values(folder))
-    for part in manifest.parts:
+    for part in manifest.parts if whole else ():
         for name in FILES:
             if not (folder / "parts" / part.name / name).is_file():
-                raise RunError(f"{folder}: part {part.name} lacks {name}, which run.json lists; copy the whole folder again")
+                raise RunError(f"{folder}: part {part.name} lacks {name}, which run.json lists; {REMEDY}")
     return manifest
 
 
@@ -112,22 +127,13 @@ def encode(manifest: Manifest) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace run.json in one step that survives a power cut."""
-    text, new = encode(manifest), folder / "run.json.new"
+    text, new = encode(manifest), folder / NEW
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     new.replace(folder / "run.json")
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def now() -> str:
@@ -164,6 +170,7 @@ def _values(folder: Path) -> dict[str, Any]:
 
 
 def _parsed(folder: Path, values: dict[str, Any]) -> Manifest:
+    values = {"shard": None} | values
     known = {field.name for field in fields(Manifest)}
     if missing := sorted(known - set(values)):
         raise RunError(f"{folder / 'run.json'} lacks {', '.join(missing)}; it is damaged or not the manifest of a run")

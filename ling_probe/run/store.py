@@ -1,10 +1,10 @@
 """The run folder: created once, appended to part by part, resumed, and read by columns."""
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,23 +14,25 @@ import pyarrow as pa
 
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention, check_all
+from ling_probe.run.check import damaged_files, foreign_files, is_leftover
+from ling_probe.run.folder import WriterLock, new_folder, sync_folder
 from ling_probe.run.manifest import (
-    FILES,
+    NEW,
+    REMEDY,
     Manifest,
     Part,
     encode,
     installed_versions,
     now,
     read_manifest,
-    sync_folder,
     write_manifest,
 )
+from ling_probe.run.partition import Shard
 from ling_probe.run.tables import (
     SEQUENCES,
     STEPS,
     TOKEN_COLUMNS,
     TokenBatch,
-    file_digest,
     read_batch,
     read_table,
     to_tables,
@@ -44,7 +46,7 @@ class Run:
     """A folder of traces and its manifest; made by `create` or `open`.
 
     Any number may read a run while one process writes it. Memory is one part's, whatever the size of the run, except that
-    `sequences` and `steps` hold a row for each.
+    the manifest holds an entry a part, `done` an id a sequence, and `sequences` and `steps` a row for each.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -52,6 +54,7 @@ class Run:
         self.manifest = manifest
         self._sequences: pd.DataFrame | None = None
         self._done: set[str] | None = None
+        self._lock = WriterLock(folder)
 
     @classmethod
     def create(
@@ -64,6 +67,7 @@ class Run:
         options: dict[str, Any],
         interventions: Sequence[Intervention] = (),
         seed: int = 0,
+        shard: Shard | None = None,
     ) -> Self:
         """An empty open run in a new folder.
 
@@ -83,26 +87,26 @@ class Run:
             interventions=tuple(interventions),
             seed=seed,
             versions=installed_versions(),
+            shard=shard,
         )
         encode(manifest)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError as error:
-            raise RunError(
-                f"{folder} exists already and is left as it is; name a new folder, or open this one to go on"
-            ) from error
-        (folder / "parts").mkdir()
-        write_manifest(folder, manifest)
+        with new_folder(folder) as new:
+            (new / "parts").mkdir()
+            write_manifest(new, manifest)
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path, *, whole: bool = True) -> Self:
         """A run that was created before, to read or, while it is not complete, to go on with.
+
+        Args:
+            folder: The run folder.
+            whole: Refuse a run that lacks a file; what lacks one can only be mended, by `drop_damaged`.
 
         Raises:
             RunError: It is no run folder, or run.json is damaged, foreign or too new, or a part is missing.
         """
-        return cls(Path(folder), read_manifest(Path(folder)))
+        return cls(Path(folder), read_manifest(Path(folder), whole=whole))
 
     @property
     def spec(self) -> ModelSpec:
@@ -136,46 +140,82 @@ class Run:
         table.insert(0, "sequence", self._ids().get_indexer(table.pop("sequence_id")).astype("int32"))
         return table
 
-    def append(self, traces: Sequence[RoutingTrace]) -> None:
-        """Add one part: it is there whole, or not at all.
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep every other writer away while the block runs; `append` and `finish` do so for themselves.
 
         Raises:
-            RunError: The run is complete, was changed by another process, or has one of the sequences already.
+            RunError: Another process is writing this run.
+        """
+        return self._lock.held()
+
+    def append(self, traces: Sequence[RoutingTrace], *, number: int | None = None) -> None:
+        """Add one part: it is there whole, or not at all.
+
+        Args:
+            traces: What it holds.
+            number: The part's number in the whole run, which orders the parts; the next one if left out.
+
+        Raises:
+            RunError: The run is complete, is or was changed by another process, has the part or one of the sequences already,
+                or the disk takes no more; the parts before are as they were.
             UsageError: No traces, or some of another spec or with other extras than the run's.
         """
-        self._check_writable()
-        self._check_traces(traces)
-        self._clear_leftovers()
-        name = f"{len(self.manifest.parts):05d}"
-        tables = to_tables(traces, self.spec)
-        files = self._write_part(name, tables)
-        rows = {file.removesuffix(".parquet"): table.num_rows for file, table in tables.items()}
-        part = Part(name=name, **rows, extras=tuple(sorted(traces[0].extras)), files=files)
-        self._replace(replace(self.manifest, parts=(*self.manifest.parts, part)))
-        if self._done is not None:
-            self._done.update(trace.sequence_id for trace in traces)
+        with self.writing():
+            self._check_writable()
+            self._check_traces(traces)
+            self._clear_leftovers()
+            name = f"{self._next_number() if number is None else number:05d}"
+            if name in {part.name for part in self.manifest.parts}:
+                raise RunError(f"{self.folder} has part {name} already; skip the parts that its manifest lists")
+            tables = to_tables(traces, self.spec)
+            rows = {file.removesuffix(".parquet"): table.num_rows for file, table in tables.items()}
+            with self._cleared_on_failure(f"part {name}"):
+                files = self._write_part(name, tables)
+                part = Part(name=name, **rows, extras=tuple(sorted(traces[0].extras)), files=files)
+                parts = sorted((*self.manifest.parts, part), key=lambda each: int(each.name))
+                self._replace(replace(self.manifest, parts=tuple(parts)))
+            if self._done is not None:
+                self._done.update(trace.sequence_id for trace in traces)
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Mark the run complete; nothing can be appended after.
 
         Raises:
-            RunError: It is complete already, or was changed by another process.
+            RunError: It is complete already, is or was changed by another process, or the disk takes no more.
         """
-        self._check_writable()
-        self._clear_leftovers()
-        self._replace(replace(self.manifest, state="complete", finished=now(), summary=summary))
+        with self.writing():
+            self._check_writable()
+            self._clear_leftovers()
+            with self._cleared_on_failure("run.json"):
+                self._replace(replace(self.manifest, state="complete", finished=now(), summary=summary))
 
-    def verify(self) -> None:
-        """Compare every file with its recorded digest; reads the whole run.
+    def verify(self) -> list[str]:
+        """Compare every file with its recorded digest, reading the whole run; gives what lies under ``parts`` and is not of it.
 
         Raises:
-            RunError: A file is not what was written.
+            RunError: A file is missing or not what was written.
         """
-        for part in self.manifest.parts:
-            for name in FILES:
-                path = self.folder / "parts" / part.name / name
-                if not path.is_file() or file_digest(path) != part.files[name]:
-                    raise RunError(f"{self.folder}: {name} of part {part.name} is not what was written; copy the run again")
+        if damaged := [each for part in self.manifest.parts for each in damaged_files(self.folder, part)]:
+            more = f", nor are {len(damaged) - 1} more files" if len(damaged) > 1 else ""
+            raise RunError(f"{self.folder}: {damaged[0]}{more}; {REMEDY}")
+        return foreign_files(self.folder, self.manifest)
+
+    def drop_damaged(self) -> list[str]:
+        """Take parts with a missing or changed file out of the run, to be captured again; says what was wrong.
+
+        A complete run that loses one is open again. Reads the whole run.
+
+        Raises:
+            RunError: It is or was changed by another process.
+        """
+        with self.writing():
+            self._check_unchanged()
+            damaged = {part.name: damaged_files(self.folder, part) for part in self.manifest.parts}
+            kept = tuple(part for part in self.manifest.parts if not damaged[part.name])
+            if len(kept) < len(self.manifest.parts):
+                self._replace(replace(self.manifest, parts=kept, state="open", finished=None, summary=None))
+                self._done = None
+            return [each for found in damaged.values() for each in found]
 
     def batches(
         self, *, layers: Sequence[int] | None = None, weights: bool = False, columns: Sequence[str] = ()
@@ -215,11 +255,17 @@ class Run:
         tables = [read_table(self.folder / "parts" / part.name / file, names) for part in self.manifest.parts]
         return pa.concat_tables([schema.empty_table().select(names), *tables])
 
-    def _check_writable(self) -> None:
-        if read_manifest(self.folder) != self.manifest:
+    def _check_unchanged(self) -> None:
+        if read_manifest(self.folder, whole=False) != self.manifest:
             raise RunError(f"{self.folder} was changed by another process since it was opened; let one process write it")
+
+    def _check_writable(self) -> None:
+        self._check_unchanged()
         if self.is_complete:
             raise RunError(f"{self.folder} is complete and cannot be added to; create a new run")
+
+    def _next_number(self) -> int:
+        return max((int(part.name) for part in self.manifest.parts), default=-1) + 1
 
     def _check_traces(self, traces: Sequence[RoutingTrace]) -> None:
         if not traces:
@@ -252,8 +298,24 @@ class Run:
         """Remove what an interrupted `append` left: parts that run.json does not list."""
         listed = {part.name for part in self.manifest.parts}
         for folder in (self.folder / "parts").iterdir():
-            if re.fullmatch(r"\d{5,}(\.new)?", folder.name) and folder.name not in listed:
+            if is_leftover(folder.name) and folder.name not in listed:
                 shutil.rmtree(folder)
+
+    @contextmanager
+    def _cleared_on_failure(self, what: str) -> Iterator[None]:
+        """Give back the room that a failed write took, and say in one line what failed."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, RunError):
+                (self.folder / NEW).unlink(missing_ok=True)
+                if read_manifest(self.folder, whole=False) == self.manifest:
+                    self._clear_leftovers()
+            held = sum(part.sequences for part in self.manifest.parts)
+            raise RunError(
+                f"{self.folder}: {what} could not be written ({error.strerror or error}); the {held} sequences written before "
+                "are whole: make room, and go on with --resume"
+            ) from error
 
     def _replace(self, manifest: Manifest) -> None:
         write_manifest(self.folder, manifest)
