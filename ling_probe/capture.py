@@ -21,11 +21,12 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from ling_probe.benchmarks import Record
+from ling_probe.chat import Chat, ChatPrompt, chat_end, chat_prompt, special_ids
 from ling_probe.errors import InterventionError, UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.modeling import LingGate
-from ling_probe.steps import extract_answer, segment, token_spans
+from ling_probe.steps import answer_start, judge, segment, token_spans
 from ling_probe.trace import SEGMENTS, RoutingTrace, StepSpan
 
 KEEP = ("experts", "loss", "logits")
@@ -33,7 +34,7 @@ KEEP = ("experts", "loss", "logits")
 WINDOW = 512
 """Records held at a time."""
 _LOSS_SLICE = 1024
-_PROMPT, _REASONING, _ANSWER, _SPECIAL = range(len(SEGMENTS))
+_PROMPT, _REASONING, _ANSWER, _SPECIAL, _TEMPLATE = range(len(SEGMENTS))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class _Sequence:
     special: np.ndarray
     """Which tokens are special [T]."""
     generated: bool
+    template: tuple[bool, ...]
+    """Which tokens of the prompt a chat template added; empty without one."""
 
 
 def capture(
@@ -58,6 +61,7 @@ def capture(
     max_new_tokens: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
+    chat: Chat | None = None,
 ) -> Iterator[RoutingTrace]:
     """Run records through a model and yield one trace each, in order.
 
@@ -68,9 +72,10 @@ def capture(
         max_new_tokens: If positive, complete each prompt greedily, at most so far, instead of reading the solution.
         keep: Names from `KEEP`; experts are always kept.
         batch_tokens: Padded tokens of one forward pass; a longer sequence is a batch of its own.
+        chat: Put each prompt as a conversation, through the tokenizer's own chat template.
 
     Raises:
-        UsageError: An unknown name in ``keep``, or a prompt without tokens.
+        UsageError: An unknown name in ``keep``, a prompt without tokens, or no chat template where one is asked for.
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
@@ -81,35 +86,53 @@ def capture(
     remaining = iter(records)
     while window := list(islice(remaining, WINDOW)):
         if max_new_tokens > 0:
-            sequences = _generate(loaded, window, editor, max_new_tokens, batch_tokens)
+            sequences = _generate(loaded, window, editor, max_new_tokens, batch_tokens, chat)
         else:
-            sequences = [read_sequence(loaded, record) for record in window]
+            sequences = [read_sequence(loaded, record, chat) for record in window]
         yield from _record(loaded, sequences, editor, tuple(keep), batch_tokens)
 
 
-def read_sequence(loaded: LoadedLing, record: Record) -> _Sequence:
-    """Prompt and own solution, ended as in training if there is a solution."""
-    prompt, solution = _encode(loaded, record, record.prompt), _encode(loaded, record, record.solution)
-    end = [loaded.tokenizer.eos_token_id] if solution and loaded.tokenizer.eos_token_id is not None else []
+def read_sequence(loaded: LoadedLing, record: Record, chat: Chat | None = None) -> _Sequence:
+    """Prompt and own solution, ended as in training, or as the chat template ends it, if there is a solution."""
+    prompt, solution = _prompt(loaded, record, chat), _encode(loaded, record, record.solution)
+    end = _ends(loaded, chat)[-1:] if solution else []
     return _sequence(loaded, record, prompt, [*solution, *end], generated=False)
 
 
 def _encode(loaded: LoadedLing, record: Record, text: str) -> list[int]:
     ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if text and max(ids, default=0) >= loaded.spec.vocab_size:
-        raise UsageError(
-            f"record {record.id}: the tokenizer gives token {max(ids)}; {loaded.spec.name} knows {loaded.spec.vocab_size}"
-        )
+    _check_known(loaded, record, ids)
     return ids
 
 
-def _sequence(loaded: LoadedLing, record: Record, prompt: list[int], rest: list[int], *, generated: bool) -> _Sequence:
-    if not prompt:
+def _check_known(loaded: LoadedLing, record: Record, ids: list[int]) -> None:
+    if max(ids, default=0) >= loaded.spec.vocab_size:
+        raise UsageError(
+            f"record {record.id}: the tokenizer gives token {max(ids)}; {loaded.spec.name} knows {loaded.spec.vocab_size}"
+        )
+
+
+def _prompt(loaded: LoadedLing, record: Record, chat: Chat | None) -> ChatPrompt:
+    if chat is None:
+        return ChatPrompt(_encode(loaded, record, record.prompt), ())
+    prompt = chat_prompt(loaded.tokenizer, record, chat)
+    _check_known(loaded, record, prompt.ids)
+    return prompt
+
+
+def _ends(loaded: LoadedLing, chat: Chat | None) -> list[int]:
+    """Tokens that end a completion: the tokenizer's, and last the chat template's if that is another."""
+    ends = [loaded.tokenizer.eos_token_id, chat_end(loaded.tokenizer) if chat else None]
+    return [end for end in ends if end is not None]
+
+
+def _sequence(loaded: LoadedLing, record: Record, prompt: ChatPrompt, rest: list[int], *, generated: bool) -> _Sequence:
+    if not prompt.ids:
         raise UsageError(f"record {record.id} has a prompt without tokens; there is nothing to run")
-    ids = [*prompt, *rest]
-    texts = (*_texts(loaded, prompt), *_texts(loaded, rest))
-    special = np.isin(ids, loaded.tokenizer.all_special_ids)
-    return _Sequence(record, ids, len(prompt), texts, special, generated)
+    ids = [*prompt.ids, *rest]
+    texts = (*_texts(loaded, prompt.ids), *_texts(loaded, rest))
+    special = np.isin(ids, list(special_ids(loaded.tokenizer)))
+    return _Sequence(record, ids, len(prompt.ids), texts, special, generated, prompt.template)
 
 
 def _texts(loaded: LoadedLing, ids: Sequence[int]) -> list[str]:
@@ -120,10 +143,11 @@ def _texts(loaded: LoadedLing, ids: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def _generate(
-    loaded: LoadedLing, records: list[Record], editor: "_Editor", max_new_tokens: int, batch_tokens: int
+    loaded: LoadedLing, records: list[Record], editor: "_Editor", max_new_tokens: int, batch_tokens: int, chat: Chat | None
 ) -> list[_Sequence]:
     """Greedy completions, in batches of left-padded prompts of similar length."""
-    prompts = [_encode(loaded, record, record.prompt) for record in records]
+    given = [_prompt(loaded, record, chat) for record in records]
+    prompts, ends = [prompt.ids for prompt in given], _ends(loaded, chat)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     done: dict[int, _Sequence] = {}
     for batch in length_batches(lengths, batch_tokens):
@@ -135,17 +159,16 @@ def _generate(
         with editor.everywhere():
             output = loaded.native.generate(
                 input_ids, attention_mask=torch.tensor(masks, device=loaded.native.device), max_new_tokens=max_new_tokens,
-                do_sample=False, pad_token_id=pad, eos_token_id=loaded.tokenizer.eos_token_id,
+                do_sample=False, pad_token_id=pad, eos_token_id=ends or None,
             )  # fmt: skip
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
-            new = _until_end(row, loaded.tokenizer.eos_token_id)
-            done[i] = _sequence(loaded, records[i], prompts[i], new, generated=True)
+            done[i] = _sequence(loaded, records[i], given[i], _until_end(row, ends), generated=True)
     return [done[i] for i in range(len(records))]
 
 
-def _until_end(ids: list[int], end: int | None) -> list[int]:
+def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """Generated ids up to and including the first end token."""
-    return ids[: ids.index(end) + 1] if end in ids else ids
+    return ids[: next((place + 1 for place, token in enumerate(ids) if token in ends), None)]
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -257,7 +280,7 @@ class _Layout:
 
 
 def _layout(sequence: _Sequence) -> _Layout:
-    """Segments and steps of a sequence; the answer is from the line that begins with ``answer:`` on."""
+    """Segments and steps of a sequence; the answer is from where the text says it on, in a form of the record's format."""
     n, start = len(sequence.ids), sequence.n_prompt
     texts = sequence.texts[start:]
     completion = "".join(texts)
@@ -267,10 +290,10 @@ def _layout(sequence: _Sequence) -> _Layout:
     spans = token_spans(found, offsets, base=start)
     segments = np.full(n, _REASONING, np.uint8)
     segments[:start] = _PROMPT
-    answer = 0 if completion.startswith("answer:") else completion.rfind("\nanswer:") + 1
-    if completion[answer:].startswith("answer:"):
+    if (answer := answer_start(sequence.record, completion)) is not None:
         segments[start:][np.array([offset[0] for offset in offsets]) >= answer] = _ANSWER
     segments[sequence.special] = _SPECIAL
+    segments[np.flatnonzero(sequence.template)] = _TEMPLATE
     step = np.full(n, -1, np.int16)
     for index, (first, last) in enumerate(spans):
         step[first:last] = index
@@ -286,7 +309,7 @@ def _trace(
     extras: dict[str, np.ndarray], ungrouped: bool,
 ) -> RoutingTrace:  # fmt: skip
     record = sequence.record
-    predicted = (extract_answer(layout.completion) or "") if sequence.generated else ""
+    predicted, correct = judge(record, layout.completion, generated=sequence.generated)
     return RoutingTrace(
         spec=loaded.spec,
         sequence_id=record.id,
@@ -308,7 +331,7 @@ def _trace(
         completion=layout.completion,
         answer=record.answer,
         predicted=predicted,
-        correct=(predicted.strip() == record.answer.strip()) if sequence.generated and record.answer else None,
+        correct=correct,
         meta=record.meta,
         extras=extras,
         group_limited=not ungrouped,

@@ -17,6 +17,8 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ling_probe.benchmarks import Benchmark
+    from ling_probe.chat import Chat
     from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
     from ling_probe.run import Run
@@ -41,10 +43,23 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
+class OnError(StrEnum):
+    """What a record that cannot be read does."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 Model = Annotated[
     str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped one (ling-tiny); NAME@step-N is a snapshot.")
 ]
-BenchmarkName = Annotated[str, typer.Argument(help="A shipped benchmark (stepbench) or a .jsonl file.")]
+BenchmarkName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped benchmark (stepbench), a file (.jsonl, .json, .txt, an Inspect .eval), hf:OWNER/DATASET[:CONFIG[:SPLIT]] "
+        "or gym:TASK[:size=N][:seed=N]."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
@@ -62,7 +77,7 @@ def demo(
 ) -> None:
     """Run the shipped model on the shipped benchmark, analyse it, and write the report."""
     loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
-    run = _record(loaded, "stepbench", folder, split="test", limit=limit, max_new_tokens=200, resume=True)
+    run = _record(loaded, _read("stepbench", limit=limit), folder, max_new_tokens=200, resume=True)
     from ling_probe.report import write_report
 
     with out.status("analysing"):
@@ -85,6 +100,13 @@ def capture(
     prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
     solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="What the records are (gsm8k, math, arc ...); recognised by their fields if left out."),
+    ] = None,
+    on_error: Annotated[OnError, typer.Option(help="What a record that cannot be read does.")] = OnError.stop,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the checkpoint's own chat template.")] = False,
+    system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "auto",
@@ -93,12 +115,15 @@ def capture(
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
+    if system and not chat:
+        raise UsageError("a system message needs --chat; without it the prompt is read as it is")
     _check_out(folder, resume=resume)
-    _read(benchmark, split=split, limit=limit, **fields)
+    problems = _read(benchmark, split=split, limit=limit, format=format_name, on_error=on_error.value, **fields)
+    _print_read(problems)
     loaded = _load(model, revision, device, dtype)
     run = _record(
-        loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
-        keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
+        loaded, problems, folder, max_new_tokens=generate, resume=resume, keep=("experts", "loss", *(keep or ())),
+        batch_tokens=batch_tokens, chat=_chat(system) if chat else None,
     )  # fmt: skip
     _print_run(run)
 
@@ -332,10 +357,25 @@ def _check_explorable(folder: Path) -> None:
         Run.open(folder)
 
 
-def _read(name: str, **options: Any) -> Any:
+def _read(name: str, **options: Any) -> "Benchmark":
     from ling_probe.benchmarks import read_benchmark
 
     return read_benchmark(name, **options)
+
+
+def _print_read(problems: "Benchmark") -> None:
+    what = f"{len(problems.records):,} records of {problems.name} as {problems.format}, {problems.skipped:,} skipped"
+    out.print(f"read {_clean(what)}", soft_wrap=True)
+    for problem in problems.problems:
+        out.print(f"  skipped {_clean(problem)}", soft_wrap=True)
+    if problems.skipped > len(problems.problems):
+        out.print(f"  and {problems.skipped - len(problems.problems):,} more")
+
+
+def _chat(system: str) -> "Chat":
+    from ling_probe.chat import Chat
+
+    return Chat(system)
 
 
 def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False) -> "LoadedLing":
@@ -351,13 +391,11 @@ def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, qui
     return loaded
 
 
-def _record(loaded: "LoadedLing", benchmark: str, folder: Path, *, split: str, limit: int | None, **options: Any) -> "Run":
+def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options: Any) -> "Run":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ling_probe.recording import record
 
-    fields = {name: options.pop(name) for name in list(options) if name.endswith("_field")}
-    problems = _read(benchmark, split=split, limit=limit, **fields)
     columns = (TextColumn("capturing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("capturing", total=len(problems.records))

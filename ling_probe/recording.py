@@ -6,6 +6,7 @@ from typing import Any
 
 from ling_probe.benchmarks import Benchmark
 from ling_probe.capture import capture
+from ling_probe.chat import Chat
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
@@ -25,6 +26,7 @@ def record(
     max_new_tokens: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
+    chat: Chat | None = None,
     resume: bool = False,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> Run:
@@ -38,6 +40,7 @@ def record(
         max_new_tokens: As for `capture`.
         keep: As for `capture`.
         batch_tokens: As for `capture`.
+        chat: As for `capture`.
         resume: Go on with a run in ``out`` that was started with the same model, benchmark and options.
         progress: Called with the number of sequences in the run, after each one.
 
@@ -52,8 +55,9 @@ def record(
         "max_new_tokens": max_new_tokens,
         "keep": sorted({"experts", *keep}),
         "batch_tokens": batch_tokens,
+        **({"chat": chat.describe(loaded.tokenizer)} if chat else {}),
     }
-    source = {"name": benchmark.name, "split": benchmark.split, "digest": benchmark.digest, "records": len(benchmark.records)}
+    source = benchmark.describe()
     if resume and out.exists():
         run = Run.open(out)
         _check_same(run, loaded, source, options, interventions)
@@ -65,8 +69,9 @@ def record(
         return run
     rest = [each for each in benchmark.records if each.id not in run.done]
     traces = capture(
-        loaded, rest, interventions=interventions, max_new_tokens=max_new_tokens, keep=keep, batch_tokens=batch_tokens
-    )
+        loaded, rest, interventions=interventions, max_new_tokens=max_new_tokens, keep=keep, batch_tokens=batch_tokens,
+        chat=chat,
+    )  # fmt: skip
     done = len(benchmark.records) - len(rest)
     for part in _parts(traces):
         run.append(part)

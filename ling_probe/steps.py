@@ -39,8 +39,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def answer_start(record: Record, completion: str) -> int | None:
-    """First character of the completion's answer, as the record's format finds it; None where it gives none."""
-    found = answer_of(record.format).find(completion)
+    """First character of what the completion says is its answer, in a form of the record's format; None if it says none."""
+    found = answer_of(record.format).marked(completion)
     return found.start if found else None
 
 

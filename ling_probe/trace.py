@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float32, Int16, Int32, UInt8, UInt16
 from ling_probe.errors import RoutingMismatch, UsageError
 from ling_probe.spec import ModelSpec
 
-SEGMENTS = ("prompt", "reasoning", "answer", "special")
-"""Names of the segment codes 0..3."""
+SEGMENTS = ("prompt", "reasoning", "answer", "special", "template")
+"""Names of the segment codes 0..4; ``template`` is what a chat template adds around the prompt."""
 
 WEIGHT_TOLERANCE = 1e-2
 """How far the weights of a choice may sum from the scale, as a share of it: what rounding to 16 bits needs."""

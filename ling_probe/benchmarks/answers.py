@@ -32,12 +32,18 @@ class Found(NamedTuple):
 class Answer:
     """How a format's answers are found and compared."""
 
-    find: Callable[[str], Found | None]
-    """The answer that a text gives, None where it gives none."""
+    marked: Callable[[str], Found | None]
+    """The answer that a text says is its answer, None where it says none."""
     same: Callable[[str, str], bool]
     """Whether a found answer is the expected one."""
     line: re.Pattern[str]
     """A line that only gives the answer, and so is no step."""
+    otherwise: Callable[[str], Found | None] = lambda _text: None
+    """What is taken for the answer of a text that marks none."""
+
+    def find(self, text: str) -> Found | None:
+        """The answer that a text gives, None where it gives none."""
+        return self.marked(text) or self.otherwise(text)
 
 
 _NUMERAL = r"[-+]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?"
@@ -81,10 +87,11 @@ def find_boxed(text: str) -> Found | None:
     return None
 
 
-def _words(*words: str, also: tuple[re.Pattern[str], ...] = ()) -> Callable[[str], Found | None]:
+def _one_of(words: str, same: Callable[[str, str], bool]) -> Answer:
     """One of some words: said to be the answer, or else the last one of them."""
-    word = rf"(?i:({'|'.join(words)}))\b"
-    return _first_of(re.compile(rf"{_SAYS}[\"'(]*{word}"), *also, re.compile(rf"\b{word}"))
+    word = rf"(?i:({words}))\b"
+    said, last = re.compile(rf"{_SAYS}[\"'(]*{word}"), re.compile(rf"\b{word}")
+    return Answer(_first_of(said), same, _ANSWER_LINE, _first_of(last))
 
 
 def _same_text(found: str, expected: str) -> bool:
@@ -139,9 +146,10 @@ LINE = Answer(_first_of(_PLAIN_LINE), _same_text, re.compile(r"answer:.*"))
 """The last line that starts with ``answer:``, letter by letter."""
 
 NUMBER = Answer(
-    _first_of(_HASHES, re.compile(rf"{_SAYS}({_NUMERAL})"), find_boxed, re.compile(rf"({_NUMERAL})")),
+    _first_of(_HASHES, re.compile(rf"{_SAYS}({_NUMERAL})"), find_boxed),
     _same_number,
     re.compile(rf"####[ \t]*{_NUMERAL}.*|{_ANSWER_LINE.pattern}"),
+    _first_of(re.compile(rf"({_NUMERAL})")),
 )
 r"""``#### 18``, or what is said to be the answer, or the last ``\boxed{}``, or else the last number; compared as numbers."""
 
@@ -155,10 +163,10 @@ LETTER = Answer(
 )
 """The letter said to be the answer, or the last line that is one letter."""
 
-TRUTH = Answer(_words("true", "false", "uncertain", "unknown"), _same_truth, _ANSWER_LINE)
+TRUTH = _one_of("true|false|uncertain|unknown", _same_truth)
 """True, False or Uncertain (also called Unknown): said to be the answer, or else the last such word."""
 
-YES_NO = Answer(_words("yes", "no"), _same_words, _ANSWER_LINE)
+YES_NO = _one_of("yes|no", _same_words)
 """yes or no: said to be the answer, or else the last such word."""
 
 WORDS = Answer(_first_of(re.compile(rf"{_SAYS}(\S.*)"), find_boxed), _same_words, _ANSWER_LINE)

@@ -61,8 +61,8 @@ def _load(file: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> dict[str,
         raise BenchmarkError(f"{where} unpacks to {info.file_size:,} bytes; at most {MEMBER_BYTES:,} are read")
     try:
         with file.open(info) as member:
-            # zipfile gives no more than the size that was looked at above, whatever the packed bytes would unpack to.
-            payload = member.read()
+            # Asked for this much, zipfile unpacks no more, whatever the packed bytes would become; read() would.
+            payload = member.read(info.file_size)
     except _DAMAGE as error:
         raise BenchmarkError(f"{where} is damaged ({error}); copy the log again") from error
     return load_object(where, payload)

@@ -13,7 +13,7 @@ SEVERAL = "calculate"
 """The label of a line with different operations."""
 OPERATIONS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 
-_SPELLINGS = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("×", "*"), ("÷", "/"), ("−", "-"), ("\\$", ""), ("$", ""))
+_SPELLINGS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "÷": "/", "−": "-", "–": "-", "\\$": "", "$": ""}
 _OF_EQUATIONS = "0123456789.,%()*/+-x \t"
 _OPERATOR = re.compile(r"(?<=[\d.)%])[ \t]*([-+*/x])[ \t]*(?=[-\d.(])")
 _OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
@@ -41,7 +41,7 @@ def read_operations(text: str) -> Labelled:
     >>> read_operations("let n-1 = 4").label
     'other'
     """
-    for spelling, plain in _SPELLINGS:
+    for spelling, plain in _SPELLINGS.items():
         text = text.replace(spelling, plain)
     found, inputs, result = set[str](), list[str](), ""
     for left, right in pairwise(_UNIT.sub("", text).split("=")):
