@@ -56,8 +56,8 @@ Model = Annotated[
 BenchmarkName = Annotated[
     str,
     typer.Argument(
-        help="A shipped benchmark (stepbench), a file (.jsonl, .json, .txt, an Inspect .eval), hf:OWNER/DATASET[:CONFIG[:SPLIT]] "
-        "or gym:TASK[:size=N][:seed=N]."
+        help="A shipped benchmark (stepbench), a file (.jsonl, .json, .txt, an Inspect .eval), "
+        "hf:OWNER/DATASET[:CONFIG[:SPLIT]] or gym:TASK[:size=N][:seed=N]."
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]

@@ -52,9 +52,8 @@ _PLAIN_LINE = re.compile(r"^answer:(.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(r"\s*\**(?i:answer)\**\s*:.*")
 _HASHES = re.compile(rf"^####[ \t]*({_NUMERAL})", re.MULTILINE)
 _BOX = re.compile(r"\\f?boxed\s*\{")
-_TRIED = 8
+_TRIED = 3
 """Boxes looked at from the last one back, until one is closed."""
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> Found | None:
@@ -85,6 +84,12 @@ def find_boxed(text: str) -> Found | None:
         if length is not None:
             return Found(text[match.end() : match.end() - 1 + length].strip(), match.start())
     return None
+
+
+def _tagged(text: str) -> Found | None:
+    opening, closing = "<answer>", "</answer>"
+    start = text.rfind(opening, 0, max(text.rfind(closing), 0))
+    return Found(text[start + len(opening) :].partition(closing)[0].strip(), start) if start >= 0 else None
 
 
 def _one_of(words: str, same: Callable[[str, str], bool]) -> Answer:
@@ -172,5 +177,5 @@ YES_NO = _one_of("yes|no", _same_words)
 WORDS = Answer(_first_of(re.compile(rf"{_SAYS}(\S.*)"), find_boxed), _same_words, _ANSWER_LINE)
 """What is said to be the answer, to the end of its line."""
 
-TAGGED = Answer(_first_of(_TAG, re.compile(rf"{_SAYS}(\S.*)")), _same_words, _ANSWER_LINE)
+TAGGED = Answer(_first_of(_tagged, re.compile(rf"{_SAYS}(\S.*)")), _same_words, _ANSWER_LINE)
 """What ``<answer>`` and ``</answer>`` enclose, or what is said to be the answer."""

@@ -97,12 +97,12 @@ _ALL = (
     ),
     Format(
         "cladder", "CLadder: given_info, question, answer, and the reasoning by steps",
-        {"given_info": str, "question": str, "answer": str, "meta": dict}, reasoning.read_cladder, YES_NO,
-        uses=("reasoning", "background", "_background"),
+        {"given_info": str, "question": str, "answer": str}, reasoning.read_cladder, YES_NO,
+        fits=lambda values: isinstance(values.get("meta"), dict), uses=("reasoning", "background", "_background"),
     ),
     Format(
-        "reasoning-gym", "a problem that reasoning-gym generated", {**_QA, "metadata": dict}, reasoning.read_gym, TAGGED,
-        fits=lambda values: "source_dataset" in values["metadata"],
+        "reasoning-gym", "a problem that reasoning-gym generated", _QA, reasoning.read_gym, TAGGED,
+        fits=lambda values: isinstance(values.get("metadata"), dict) and "source_dataset" in values["metadata"],
     ),
     Format(
         "inspect", "a sample of an Inspect log", {"id": _TEXT, "input": (str, list), "output": dict}, logs.read_inspect, WORDS,

@@ -124,9 +124,9 @@ def other_filter(values: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
 
 def _requests(arguments: Any) -> list[tuple[str, str]]:
     """Context and continuation of every request, as newer and older harnesses log them."""
-    rows = [list(each.values()) for each in arguments.values()] if isinstance(arguments, dict) else arguments
     found = []
-    for row in rows:
+    for each in arguments.values() if isinstance(arguments, dict) else arguments:
+        row = list(each.values()) if isinstance(each, dict) else each
         if not isinstance(row, list) or not row or not isinstance(row[0], str | list):
             raise BenchmarkError('field "arguments" is expected to hold the context of each request')
         context = row[0] if isinstance(row[0], str) else "".join(map(str, row[0]))

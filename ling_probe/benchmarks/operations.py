@@ -60,6 +60,6 @@ def _equation(left: str) -> str:
     rest = left.rstrip(_OF_EQUATIONS)
     whole = left[len(rest) :]
     equation = whole.lstrip(" \t,)*/+%x")
-    joined = len(equation) == len(whole) and rest[-1:] not in ("", ":", "(", '"')
+    joined = len(equation) == len(whole) and rest[-1:] not in ("", "\n", ":", '"')
     is_formula = joined or "x" in _OPERATOR.sub(" ", equation)
     return "" if is_formula else equation
