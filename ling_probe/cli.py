@@ -18,6 +18,8 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ling_probe.benchmarks import Benchmark
+    from ling_probe.chat import Chat
     from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
     from ling_probe.run import Run, Shard
@@ -42,10 +44,23 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
+class OnError(StrEnum):
+    """What a record that cannot be read does."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 Model = Annotated[
     str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped one (ling-tiny); NAME@step-N is a snapshot.")
 ]
-BenchmarkName = Annotated[str, typer.Argument(help="A shipped benchmark (stepbench) or a .jsonl file.")]
+BenchmarkName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped benchmark (stepbench), a file (.jsonl, .json, .txt, an Inspect .eval), "
+        "hf:OWNER/DATASET[:CONFIG[:SPLIT]] or gym:TASK[:size=N][:seed=N]."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
@@ -64,7 +79,7 @@ def demo(
     """Run the shipped model on the shipped benchmark, analyse it, and write the report."""
     with _interruptible(folder):
         loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
-        run = _record(loaded, "stepbench", folder, split="test", limit=limit, max_new_tokens=200, resume=True)
+        run = _record(loaded, _read("stepbench", limit=limit), folder, max_new_tokens=200, resume=True)
     from ling_probe.report import write_report
 
     with out.status("analysing"):
@@ -98,6 +113,13 @@ def capture(
     prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
     solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="What the records are (gsm8k, math, arc ...); recognised by their fields if left out."),
+    ] = None,
+    on_error: Annotated[OnError, typer.Option(help="What a record that cannot be read does.")] = OnError.stop,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the checkpoint's own chat template.")] = False,
+    system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     redo_damaged: Annotated[
@@ -121,29 +143,32 @@ def capture(
     into = folder / share.folder if share else folder
     if ray and share:
         raise UsageError("--ray makes the shards itself; leave --shard out")
+    if system and not chat:
+        raise UsageError("a system message needs --chat; without it the prompt is read as it is")
     decoding = {
         "max_new_tokens": generate, "temperature": temperature, "top_p": top_p, "stop": tuple(stop or ()), "seed": seed,
     }  # fmt: skip
     options = {
         "keep": ("experts", "loss", *(keep or ())), "batch_tokens": batch_tokens, "parts": parts, "redo_damaged": redo_damaged,
-        **decoding,
+        "chat": _chat(system) if chat else None, **decoding,
     }  # fmt: skip
     if not ray:
         _check_out(into, resume=resume or redo_damaged)
     _check_kept(keep or (), **decoding)
-    _read(benchmark, split=split, limit=limit, **fields)
+    source = {"split": split, "limit": limit, "format": format_name, "on_error": on_error.value, **fields}
+    problems = _read(benchmark, **source)
+    _print_read(problems)
     with _interruptible(into):
         if ray:
             from ling_probe.cluster import capture_with_ray
 
-            named = {"name_or_path": model, "revision": revision, "device": device, "dtype": dtype.value}
-            problems = {"name_or_path": benchmark, "split": split, "limit": limit, **fields}
             run = capture_with_ray(
-                folder, actors=ray, model=named, benchmark=problems, options=options, resume=resume or redo_damaged
-            )
+                folder, actors=ray, model={"name_or_path": model, "revision": revision, "device": device, "dtype": dtype.value},
+                benchmark={"name_or_path": benchmark, **source}, options=options, resume=resume or redo_damaged,
+            )  # fmt: skip
         else:
             loaded = _load(model, revision, device, dtype)
-            run = _record(loaded, benchmark, into, split=split, limit=limit, shard=share, resume=resume, **options, **fields)
+            run = _record(loaded, problems, into, shard=share, resume=resume, **options)
     _print_run(run)
 
 
@@ -426,10 +451,25 @@ def _check_explorable(folder: Path) -> None:
         Run.open(folder)
 
 
-def _read(name: str, **options: Any) -> Any:
+def _read(name: str, **options: Any) -> "Benchmark":
     from ling_probe.benchmarks import read_benchmark
 
     return read_benchmark(name, **options)
+
+
+def _print_read(problems: "Benchmark") -> None:
+    what = f"{len(problems.records):,} records of {problems.name} as {problems.format}, {problems.skipped:,} skipped"
+    out.print(f"read {_clean(what)}", soft_wrap=True)
+    for problem in problems.problems:
+        out.print(f"  skipped {_clean(problem)}", soft_wrap=True)
+    if problems.skipped > len(problems.problems):
+        out.print(f"  and {problems.skipped - len(problems.problems):,} more")
+
+
+def _chat(system: str) -> "Chat":
+    from ling_probe.chat import Chat
+
+    return Chat(system)
 
 
 def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False) -> "LoadedLing":
@@ -445,13 +485,11 @@ def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, qui
     return loaded
 
 
-def _record(loaded: "LoadedLing", benchmark: str, folder: Path, *, split: str, limit: int | None, **options: Any) -> "Run":
+def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options: Any) -> "Run":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ling_probe.recording import record
 
-    fields = {name: options.pop(name) for name in list(options) if name.endswith("_field")}
-    problems = _read(benchmark, split=split, limit=limit, **fields)
     columns = (TextColumn("capturing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("capturing", total=len(problems.records))

@@ -15,6 +15,7 @@ from typing import Any
 
 from ling_probe.benchmarks import Benchmark
 from ling_probe.capture import Decoding, capture, check_keep
+from ling_probe.chat import Chat
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
@@ -35,6 +36,7 @@ def record(
     seed: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
+    chat: Chat | None = None,
     parts: int = 1,
     shard: Shard | None = None,
     resume: bool = False,
@@ -55,6 +57,7 @@ def record(
         seed: As for `capture`; in the manifest.
         keep: As for `capture`.
         batch_tokens: As for `capture`.
+        chat: As for `capture`.
         parts: Cut the benchmark into so many parts at least.
         shard: Capture this share of the parts only, of which there will be one a shard at least.
         resume: Go on with a run in ``out`` that was started with the same model, benchmark and options.
@@ -77,6 +80,7 @@ def record(
         "keep": sorted({"experts", *keep}),
         "batch_tokens": batch_tokens,
         "parts": len(pieces),
+        **({"chat": chat.describe(loaded.tokenizer)} if chat else {}),
     }
     if (resume or redo_damaged) and out.exists():
         run = Run.open(out, whole=not redo_damaged)
@@ -98,7 +102,7 @@ def record(
                 if number in held or (shard and not shard.holds(number)):
                     continue
                 traces = capture(
-                    loaded, records, interventions=interventions, keep=keep, batch_tokens=batch_tokens,
+                    loaded, records, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat,
                     max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
                 )  # fmt: skip
                 writer.write(list(traces), number=number)
@@ -113,13 +117,7 @@ def _source(benchmark: Benchmark) -> dict[str, Any]:
     content = hashlib.sha256()
     for record in benchmark.records:
         content.update("\0".join((record.id, record.prompt, record.solution, record.answer, "")).encode())
-    return {
-        "name": benchmark.name,
-        "split": benchmark.split,
-        "digest": benchmark.digest,
-        "records": len(benchmark.records),
-        "content_digest": content.hexdigest(),
-    }
+    return benchmark.describe() | {"content_digest": content.hexdigest()}
 
 
 def _check_same(

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float32, Int16, Int32, UInt8, UInt16
 from ling_probe.errors import RoutingMismatch, UsageError
 from ling_probe.spec import ModelSpec
 
-SEGMENTS = ("prompt", "reasoning", "answer", "special")
-"""Names of the segment codes 0..3."""
+SEGMENTS = ("prompt", "reasoning", "answer", "special", "template")
+"""Names of the segment codes 0..4; ``template`` is what a chat template adds around the prompt."""
 
 NORMS = ("contribution", "shared", "residual")
 """Extras that are norms: finite, and none below 0."""

@@ -10,14 +10,14 @@ import numpy as np
 from ling_probe.routing import route
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
-from ling_probe.trace import SEGMENTS, RoutingTrace, StepSpan
+from ling_probe.trace import RoutingTrace, StepSpan
 
 LABELS = {
     "arithmetic": ("add", "subtract", "multiply", "divide"),
     "deduction": ("premise", "modus-ponens", "negation"),
     "causal": ("premise", "add", "abduce", "intervene"),
 }
-PROMPT, REASONING, ANSWER, SPECIAL = range(len(SEGMENTS))
+PROMPT, REASONING, ANSWER, SPECIAL = range(4)
 
 
 @dataclass(frozen=True)

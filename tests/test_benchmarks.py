@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ling_probe import benchmarks, stepbench
-from ling_probe.benchmarks import read_benchmark
+from ling_probe import stepbench
+from ling_probe.benchmarks import files, read_benchmark
 from ling_probe.errors import BenchmarkError, UsageError
 
 DATASETS = Path(__file__).parents[1] / "datasets"
@@ -49,7 +49,7 @@ def test_a_path_reads_the_same_as_the_name():
 
 def test_an_installed_package_finds_its_benchmarks(write, monkeypatch):
     path = write({"prompt": "p"}, name="tinybench/test.jsonl")
-    monkeypatch.setattr(benchmarks, "_HOMES", (path / "absent", path.parents[1]))
+    monkeypatch.setattr(files, "_HOMES", (path / "absent", path.parents[1]))
     record = read_benchmark("tinybench").records[0]
     assert (record.id, record.benchmark, record.split) == ("test-0001", "tinybench", "test")
 

@@ -48,8 +48,8 @@ def test_no_tokens_no_trace(trace):
 
 
 def test_an_unknown_segment_code_is_refused(trace):
-    with pytest.raises(UsageError, match="segment code 4; the codes are 0 prompt, 1 reasoning, 2 answer, 3 special"):
-        replace(trace, segment=edited(trace.segment, 0, 4))
+    with pytest.raises(UsageError, match="segment code 5; the codes are 0 prompt, 1 reasoning, 2 answer, 3 special, 4"):
+        replace(trace, segment=edited(trace.segment, 0, 5))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from ling_probe.capture.edits import Editor
 from ling_probe.capture.generation import Decoding, complete
 from ling_probe.capture.passes import record_sequences
 from ling_probe.capture.sequences import read_sequence
+from ling_probe.chat import Chat
 from ling_probe.errors import UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.model.load import LoadedLing
@@ -43,6 +44,7 @@ def capture(
     seed: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
+    chat: Chat | None = None,
 ) -> Iterator[RoutingTrace]:
     """Run records through a model and yield one trace each, in order.
 
@@ -57,9 +59,11 @@ def capture(
         seed: Of the draws; a sequence's draws depend on it and the record's id alone.
         keep: Names from `KEEP`; experts are always kept.
         batch_tokens: Padded tokens of one forward pass; a longer sequence is a batch of its own.
+        chat: Put each prompt as a conversation, through the tokenizer's own chat template.
 
     Raises:
-        UsageError: An unknown name in ``keep``, a setting out of its range, or a prompt without tokens.
+        UsageError: An unknown name in ``keep``, a setting out of its range, a prompt without tokens, or no chat
+            template where one is asked for.
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
@@ -70,9 +74,9 @@ def capture(
     remaining = iter(records)
     while window := list(islice(remaining, WINDOW)):
         if max_new_tokens > 0:
-            sequences = complete(loaded, window, editor, decoding, batch_tokens)
+            sequences = complete(loaded, window, editor, decoding, batch_tokens, chat)
         else:
-            sequences = [read_sequence(loaded, record) for record in window]
+            sequences = [read_sequence(loaded, record, chat) for record in window]
         yield from record_sequences(loaded, sequences, editor, tuple(keep), batch_tokens)
 
 

@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 from ling_probe.benchmarks import Record
 from ling_probe.capture.batching import length_batches
 from ling_probe.capture.edits import Editor
-from ling_probe.capture.sequences import TokenSequence, encode, token_sequence
+from ling_probe.capture.sequences import TokenSequence, end_tokens, read_prompt, token_sequence
+from ling_probe.chat import Chat
 from ling_probe.errors import UsageError
 from ling_probe.model.load import LoadedLing
 
@@ -64,20 +65,21 @@ class Decoding:
 
 @torch.no_grad()
 def complete(
-    loaded: LoadedLing, records: Sequence[Record], editor: Editor, decoding: Decoding, batch_tokens: int
+    loaded: LoadedLing, records: Sequence[Record], editor: Editor, decoding: Decoding, batch_tokens: int, chat: Chat | None
 ) -> list[TokenSequence]:
     """Completed prompts, in the order of the records; interventions act on every step."""
-    prompts = [encode(loaded, record, record.prompt) for record in records]
+    given = [read_prompt(loaded, record, chat) for record in records]
+    prompts, ends = [prompt.ids for prompt in given], end_tokens(loaded, chat)
     if empty := [record.id for record, prompt in zip(records, prompts, strict=True) if not prompt]:
         raise UsageError(f"record {empty[0]} has a prompt without tokens; there is nothing to run")
-    writers = [_Writer(loaded, record.id, decoding) for record in records]
+    writers = [_Writer(loaded, record.id, decoding, ends) for record in records]
     lengths = [len(prompt) + decoding.max_new_tokens for prompt in prompts]
     for batch in length_batches(lengths, batch_tokens):
         with editor.everywhere():
             _complete_batch(loaded, [prompts[i] for i in batch], [writers[i] for i in batch])
     return [
         token_sequence(loaded, record, prompt, writer.ids, generated=True)
-        for record, prompt, writer in zip(records, prompts, writers, strict=True)
+        for record, prompt, writer in zip(records, given, writers, strict=True)
     ]
 
 
@@ -130,12 +132,12 @@ def sample(logits: torch.Tensor, numbers: torch.Tensor, *, temperature: float, t
 class _Writer:
     """One growing completion: its ids, its random numbers, and whether it has ended."""
 
-    def __init__(self, loaded: LoadedLing, record_id: str, decoding: Decoding) -> None:
+    def __init__(self, loaded: LoadedLing, record_id: str, decoding: Decoding, ends: Sequence[int]) -> None:
         self.ids: list[int] = []
         self.decoding = decoding
         digest = hashlib.sha256(f"{decoding.seed}\n{record_id}".encode()).digest()
         self.random = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-        self._end: int | None = loaded.tokenizer.eos_token_id
+        self._ends = frozenset(ends)
         self._backend = loaded.tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._tail = ""
@@ -154,4 +156,4 @@ class _Writer:
     @property
     def finished(self) -> bool:
         """Whether the end token, a stop text or the longest length was reached."""
-        return self._stopped or self.ids[-1] == self._end or len(self.ids) >= self.decoding.max_new_tokens
+        return self._stopped or self.ids[-1] in self._ends or len(self.ids) >= self.decoding.max_new_tokens

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ling_probe.capture.sequences import TokenSequence
-from ling_probe.steps import segment, token_spans
+from ling_probe.steps import answer_start, segment, token_spans
 from ling_probe.trace import SEGMENTS, StepSpan
 
-_PROMPT, _REASONING, _ANSWER, _SPECIAL = range(len(SEGMENTS))
+_PROMPT, _REASONING, _ANSWER, _SPECIAL, _TEMPLATE = range(len(SEGMENTS))
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Layout:
 
 
 def find_layout(sequence: TokenSequence) -> Layout:
-    """Segments and steps of a sequence; the answer is from the line that begins with ``answer:`` on."""
+    """Segments and steps of a sequence; the answer is from where the text says it on, in a form of the record's format."""
     n, start = len(sequence.ids), sequence.n_prompt
     texts = sequence.texts[start:]
     completion = "".join(texts)
@@ -32,10 +32,10 @@ def find_layout(sequence: TokenSequence) -> Layout:
     spans = token_spans(found, offsets, base=start)
     segments = np.full(n, _REASONING, np.uint8)
     segments[:start] = _PROMPT
-    answer = 0 if completion.startswith("answer:") else completion.rfind("\nanswer:") + 1
-    if completion[answer:].startswith("answer:"):
+    if (answer := answer_start(sequence.record, completion)) is not None:
         segments[start:][np.array([offset[0] for offset in offsets]) >= answer] = _ANSWER
     segments[sequence.special] = _SPECIAL
+    segments[np.flatnonzero(sequence.template)] = _TEMPLATE
     step = np.full(n, -1, np.int16)
     for index, (first, last) in enumerate(spans):
         step[first:last] = index

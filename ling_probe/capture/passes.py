@@ -12,7 +12,7 @@ from ling_probe.capture.layout import Layout, find_layout
 from ling_probe.capture.sequences import TokenSequence
 from ling_probe.capture.writes import WriteRecorder
 from ling_probe.model.load import LoadedLing
-from ling_probe.steps import extract_answer
+from ling_probe.steps import judge
 from ling_probe.trace import RoutingTrace
 
 _LOSS_SLICE = 1024
@@ -79,7 +79,7 @@ def _trace(
     own: dict[str, np.ndarray], ungrouped: bool,
 ) -> RoutingTrace:  # fmt: skip
     record = sequence.record
-    predicted = (extract_answer(layout.completion) or "") if sequence.generated else ""
+    predicted, correct = judge(record, layout.completion, generated=sequence.generated)
     return RoutingTrace(
         spec=loaded.spec,
         sequence_id=record.id,
@@ -101,7 +101,7 @@ def _trace(
         completion=layout.completion,
         answer=record.answer,
         predicted=predicted,
-        correct=(predicted.strip() == record.answer.strip()) if sequence.generated and record.answer else None,
+        correct=correct,
         meta=record.meta,
         extras=own,
         group_limited=not ungrouped,

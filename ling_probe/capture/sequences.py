@@ -7,6 +7,7 @@ import numpy as np
 from tokenizers.decoders import DecodeStream
 
 from ling_probe.benchmarks import Record
+from ling_probe.chat import Chat, ChatPrompt, chat_end, chat_prompt, special_ids
 from ling_probe.errors import UsageError
 from ling_probe.model.load import LoadedLing
 
@@ -23,12 +24,14 @@ class TokenSequence:
     special: np.ndarray
     """Which tokens are special [T]."""
     generated: bool
+    template: tuple[bool, ...] = ()
+    """Which tokens of the prompt a chat template added; empty without one."""
 
 
-def read_sequence(loaded: LoadedLing, record: Record) -> TokenSequence:
-    """Prompt and own solution, ended as in training if there is a solution."""
-    prompt, solution = encode(loaded, record, record.prompt), encode(loaded, record, record.solution)
-    end = [loaded.tokenizer.eos_token_id] if solution and loaded.tokenizer.eos_token_id is not None else []
+def read_sequence(loaded: LoadedLing, record: Record, chat: Chat | None = None) -> TokenSequence:
+    """Prompt and own solution, ended as in training, or as the chat template ends it, if there is a solution."""
+    prompt, solution = read_prompt(loaded, record, chat), encode(loaded, record, record.solution)
+    end = end_tokens(loaded, chat)[-1:] if solution else []
     return token_sequence(loaded, record, prompt, [*solution, *end], generated=False)
 
 
@@ -39,25 +42,46 @@ def encode(loaded: LoadedLing, record: Record, text: str) -> list[int]:
         UsageError: The tokenizer gives a token that the model does not know.
     """
     ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if text and max(ids, default=0) >= loaded.spec.vocab_size:
-        raise UsageError(
-            f"record {record.id}: the tokenizer gives token {max(ids)}; {loaded.spec.name} knows {loaded.spec.vocab_size}"
-        )
+    _check_known(loaded, record, ids)
     return ids
 
 
-def token_sequence(loaded: LoadedLing, record: Record, prompt: list[int], rest: list[int], *, generated: bool) -> TokenSequence:
+def _check_known(loaded: LoadedLing, record: Record, ids: list[int]) -> None:
+    if max(ids, default=0) >= loaded.spec.vocab_size:
+        raise UsageError(
+            f"record {record.id}: the tokenizer gives token {max(ids)}; {loaded.spec.name} knows {loaded.spec.vocab_size}"
+        )
+
+
+def read_prompt(loaded: LoadedLing, record: Record, chat: Chat | None) -> ChatPrompt:
+    """The tokens of a prompt, as it is or as a conversation."""
+    if chat is None:
+        return ChatPrompt(encode(loaded, record, record.prompt), ())
+    prompt = chat_prompt(loaded.tokenizer, record, chat)
+    _check_known(loaded, record, prompt.ids)
+    return prompt
+
+
+def end_tokens(loaded: LoadedLing, chat: Chat | None) -> list[int]:
+    """Tokens that end a completion: the tokenizer's, and last the chat template's if that is another."""
+    ends = [loaded.tokenizer.eos_token_id, chat_end(loaded.tokenizer) if chat else None]
+    return [end for end in ends if end is not None]
+
+
+def token_sequence(
+    loaded: LoadedLing, record: Record, prompt: ChatPrompt, rest: list[int], *, generated: bool
+) -> TokenSequence:
     """A record with the tokens of its prompt and of what follows.
 
     Raises:
         UsageError: The prompt has no tokens.
     """
-    if not prompt:
+    if not prompt.ids:
         raise UsageError(f"record {record.id} has a prompt without tokens; there is nothing to run")
-    ids = [*prompt, *rest]
-    texts = (*_texts(loaded, prompt), *_texts(loaded, rest))
-    special = np.isin(ids, loaded.tokenizer.all_special_ids)
-    return TokenSequence(record, ids, len(prompt), texts, special, generated)
+    ids = [*prompt.ids, *rest]
+    texts = (*_texts(loaded, prompt.ids), *_texts(loaded, rest))
+    special = np.isin(ids, list(special_ids(loaded.tokenizer)))
+    return TokenSequence(record, ids, len(prompt.ids), texts, special, generated, prompt.template)
 
 
 def _texts(loaded: LoadedLing, ids: Sequence[int]) -> list[str]:
