@@ -25,6 +25,7 @@ from ling_probe.errors import InterventionError, UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.modeling import LingGate
+from ling_probe.model.streaming import StreamedLing
 from ling_probe.steps import extract_answer, segment, token_spans
 from ling_probe.trace import SEGMENTS, RoutingTrace, StepSpan
 
@@ -70,13 +71,15 @@ def capture(
         batch_tokens: Padded tokens of one forward pass; a longer sequence is a batch of its own.
 
     Raises:
-        UsageError: An unknown name in ``keep``, or a prompt without tokens.
+        UsageError: An unknown name in ``keep``, a prompt without tokens, or generation with a streamed model.
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
     if unknown := [name for name in keep if name not in KEEP]:
         raise UsageError(f'cannot keep "{unknown[0]}"; these can be kept: {", ".join(KEEP)}')
     check_all(interventions, loaded.spec)
+    if max_new_tokens > 0 and isinstance(loaded, StreamedLing):
+        raise UsageError("a model that is streamed layer by layer reads given solutions only; leave generation out")
     editor = _Editor(loaded, interventions)
     remaining = iter(records)
     while window := list(islice(remaining, WINDOW)):
@@ -166,38 +169,64 @@ def _record(
 ) -> Iterator[RoutingTrace]:
     lengths = [len(sequence.ids) for sequence in sequences]
     traces: dict[int, RoutingTrace] = {}
-    for batch in length_batches(lengths, batch_tokens):
-        traces |= zip(batch, _run_batch(loaded, [sequences[i] for i in batch], editor, keep), strict=True)
+    places = length_batches(lengths, batch_tokens)
+    batches = (_Batch(loaded, batch, [sequences[i] for i in batch], editor, keep) for batch in places)
+    for batch, hidden in _forward(loaded, batches):
+        traces |= zip(batch.places, batch.traces(hidden), strict=True)
     for i in range(len(sequences)):
         yield traces.pop(i)
 
 
-def _run_batch(
-    loaded: LoadedLing, sequences: list[_Sequence], editor: "_Editor", keep: tuple[str, ...]
-) -> Iterator[RoutingTrace]:
-    width, device = max(len(sequence.ids) for sequence in sequences), loaded.native.device
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        mask[row, : len(sequence.ids)] = 1
-    layouts = [_layout(sequence) for sequence in sequences]
-    recorder = _Recorder(loaded, logits="logits" in keep)
-    # The recorder sees a gate's output before the editor silences any of it: a silenced expert stays chosen.
-    with recorder.attached(), editor.inside(layouts, width):
-        hidden = loaded.native.model(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).last_hidden_state
-    ids, weights, logits = recorder.arrays(len(sequences), width)
-    loss = (
-        _loss(loaded, hidden, input_ids.to(device)) if "loss" in keep else np.full((len(sequences), width), np.nan, np.float32)
-    )
-    for row, (sequence, layout) in enumerate(zip(sequences, layouts, strict=True)):
-        n = len(sequence.ids)
-        own_loss = loss[row, :n].copy()
-        own_loss[-1] = np.nan
-        extras = {"logits": logits[row, :n]} if logits is not None else {}
-        yield _trace(loaded, sequence, layout, ids[row, :n], weights[row, :n], own_loss, extras, editor.may_leave_groups)
+def _forward(loaded: LoadedLing, batches: Iterable["_Batch"]) -> Iterator[tuple["_Batch", torch.Tensor]]:
+    """Each batch with its last hidden states [B, S, D]: one forward pass after the other, or all of them layer by layer."""
+    if isinstance(loaded, StreamedLing):
+        yield from loaded.forward(batches)
+        return
+    for batch in batches:
+        with batch.attached():
+            output = loaded.native.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+        yield batch, output.last_hidden_state
+
+
+class _Batch:
+    """Right-padded sequences that are run together."""
+
+    def __init__(
+        self, loaded: LoadedLing, places: list[int], sequences: list[_Sequence], editor: "_Editor", keep: tuple[str, ...]
+    ) -> None:
+        self.places = places
+        """Of the sequences, in the window."""
+        width, device = max(len(sequence.ids) for sequence in sequences), loaded.native.device
+        input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+        mask = torch.zeros(len(sequences), width, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            input_ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+            mask[row, : len(sequence.ids)] = 1
+        self.input_ids, self.mask = input_ids.to(device), mask.to(device)
+        self._loaded, self._sequences, self._editor, self._keep = loaded, sequences, editor, keep
+        self._layouts = [_layout(sequence) for sequence in sequences]
+        self._recorder = _Recorder(loaded, logits="logits" in keep)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Record and edit while the block runs."""
+        # The recorder sees a gate's output before the editor silences any of it: a silenced expert stays chosen.
+        with self._recorder.attached(), self._editor.inside(self._layouts, self.input_ids.shape[1]):
+            yield
+
+    def traces(self, hidden: torch.Tensor) -> Iterator[RoutingTrace]:
+        """One trace a sequence, from what was recorded and the last hidden states."""
+        ids, weights, logits = self._recorder.arrays(*self.input_ids.shape)
+        with_loss = "loss" in self._keep
+        loss = _loss(self._loaded, hidden, self.input_ids) if with_loss else np.full(self.input_ids.shape, np.nan, np.float32)
+        for row, (sequence, layout) in enumerate(zip(self._sequences, self._layouts, strict=True)):
+            n = len(sequence.ids)
+            own_loss = loss[row, :n].copy()
+            own_loss[-1] = np.nan
+            extras = {"logits": logits[row, :n]} if logits is not None else {}
+            yield _trace(
+                self._loaded, sequence, layout, ids[row, :n], weights[row, :n], own_loss, extras, self._editor.may_leave_groups
+            )
 
 
 def _loss(loaded: LoadedLing, hidden: torch.Tensor, input_ids: torch.Tensor) -> np.ndarray:

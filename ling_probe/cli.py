@@ -87,19 +87,26 @@ def capture(
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    stream_layers: Annotated[
+        bool, typer.Option("--stream-layers", help="Hold one layer at a time, for a checkpoint larger than memory; on the CPU.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = DtypeName.auto,
     revision: Revision = None,
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
+    if stream_layers and generate:
+        raise UsageError("--stream-layers reads given solutions only; leave --generate out, or generate with the whole model")
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
     _check_out(folder, resume=resume)
     _read(benchmark, split=split, limit=limit, **fields)
-    loaded = _load(model, revision, device, dtype)
+    loaded = _load(model, revision, device, dtype, stream=stream_layers)
     run = _record(
         loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
         keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
     )  # fmt: skip
+    if stream_layers:
+        _print_verification(loaded)
     _print_run(run)
 
 
@@ -338,17 +345,26 @@ def _read(name: str, **options: Any) -> Any:
     return read_benchmark(name, **options)
 
 
-def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False) -> "LoadedLing":
+def _load(
+    name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False, stream: bool = False
+) -> "LoadedLing":
     with Console(stderr=True).status("loading"):
         import transformers
 
         from ling_probe.model.load import load_native
+        from ling_probe.model.streaming import load_streamed
 
         transformers.utils.logging.disable_progress_bar()
-        loaded = load_native(name, revision=revision, device=device, dtype=dtype.value)
-    if not quiet:
-        out.print(f"routing of {loaded.spec.name} re-derived by the rule: {loaded.verification}", soft_wrap=True)
+        load = load_streamed if stream else load_native
+        loaded = load(name, revision=revision, device=device, dtype=dtype.value)
+    # A streamed model is verified by its first stream.
+    if not (quiet or stream):
+        _print_verification(loaded)
     return loaded
+
+
+def _print_verification(loaded: "LoadedLing") -> None:
+    out.print(f"routing of {loaded.spec.name} re-derived by the rule: {loaded.verification}", soft_wrap=True)
 
 
 def _record(loaded: "LoadedLing", benchmark: str, folder: Path, *, split: str, limit: int | None, **options: Any) -> "Run":

@@ -1,6 +1,7 @@
 """Capture into a run folder: parts of bounded size, a summary, and going on after an interruption."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ling_probe.capture import capture
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
+from ling_probe.model.streaming import StreamedLing
 from ling_probe.run import Run
 from ling_probe.trace import RoutingTrace
 
@@ -43,6 +45,7 @@ def record(
 
     Raises:
         RunError: ``out`` exists and ``resume`` is false, or holds a run of something else.
+        RoutingMismatch: A streamed model does not route by the rule; nothing was written.
         UsageError: The model has no router.
     """
     if not loaded.spec.routed_layers:
@@ -54,19 +57,22 @@ def record(
         "batch_tokens": batch_tokens,
     }
     source = {"name": benchmark.name, "split": benchmark.split, "digest": benchmark.digest, "records": len(benchmark.records)}
+    run = None
     if resume and out.exists():
         run = Run.open(out)
         _check_same(run, loaded, source, options, interventions)
-    else:
-        run = Run.create(
-            out, spec=loaded.spec, model=loaded.describe(), benchmark=source, options=options, interventions=interventions
-        )
-    if run.is_complete:
-        return run
-    rest = [each for each in benchmark.records if each.id not in run.done]
+        if run.is_complete:
+            return run
+    rest = [each for each in benchmark.records if run is None or each.id not in run.done]
     traces = capture(
         loaded, rest, interventions=interventions, max_new_tokens=max_new_tokens, keep=keep, batch_tokens=batch_tokens
     )
+    if run is None:
+        if isinstance(loaded, StreamedLing):
+            traces = _begun(traces, out)
+        run = Run.create(
+            out, spec=loaded.spec, model=loaded.describe(), benchmark=source, options=options, interventions=interventions
+        )
     done = len(benchmark.records) - len(rest)
     for part in _parts(traces):
         run.append(part)
@@ -74,6 +80,14 @@ def record(
         progress(done)
     run.finish(_summary(run))
     return run
+
+
+def _begun(traces: Iterator[RoutingTrace], out: Path) -> Iterator[RoutingTrace]:
+    """The same traces after the first stream, in which a streamed model proves its routing: nothing is written before."""
+    if out.exists():
+        raise RunError(f"{out} exists already and is left as it is; name a new folder, or resume")
+    first = next(traces, None)
+    return traces if first is None else chain((first,), traces)
 
 
 def _parts(traces: Iterator[RoutingTrace]) -> Iterator[list[RoutingTrace]]:
