@@ -53,7 +53,7 @@ def check_stored(stored: Mapping[str, "Stored"], names: Iterable[str], block: Bl
             _check_scale(stored, name, block, folder)
         elif tensor.dtype not in _PLAIN:
             raise CheckpointError(
-                f"{folder}: {name} is stored as {tensor.dtype}; read are {', '.join(_PLAIN)} and fp8 matrices"
+                f"{folder}: {name} is stored as {tensor.dtype}; {', '.join(_PLAIN)} and fp8 matrices are read"
             )
 
 
