@@ -105,7 +105,7 @@ def capture(
         loaded, benchmark, folder, split=split, limit=limit, max_new_tokens=generate, resume=resume,
         keep=("experts", "loss", *(keep or ())), batch_tokens=batch_tokens, **fields,
     )  # fmt: skip
-    if stream_layers:
+    if stream_layers and loaded.verification.choices:
         _print_verification(loaded)
     _print_run(run)
 
