@@ -133,11 +133,16 @@ def capture(
         ),
     ] = None,
     ray: Annotated[int | None, typer.Option(help="Spread over so many Ray actors, a shard each, and merge.", min=1)] = None,
+    stream_layers: Annotated[
+        bool, typer.Option("--stream-layers", help="Hold one layer at a time, for a checkpoint larger than memory; on the CPU.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = DtypeName.auto,
     revision: Revision = None,
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
+    if stream_layers and generate:
+        raise UsageError("--stream-layers reads given solutions only; leave --generate out, or generate with the whole model")
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
     share = _shard(shard)
     into = folder / share.folder if share else folder
@@ -145,6 +150,10 @@ def capture(
         raise UsageError("--ray makes the shards itself; leave --shard out")
     if system and not chat:
         raise UsageError("a system message needs --chat; without it the prompt is read as it is")
+    if stream_layers and (generate or ray):
+        raise UsageError(
+            "--stream-layers reads given solutions only, on one machine; leave --generate and --ray out, or run the whole model"
+        )
     decoding = {
         "max_new_tokens": generate, "temperature": temperature, "top_p": top_p, "stop": tuple(stop or ()), "seed": seed,
     }  # fmt: skip
@@ -167,8 +176,10 @@ def capture(
                 benchmark={"name_or_path": benchmark, **source}, options=options, resume=resume or redo_damaged,
             )  # fmt: skip
         else:
-            loaded = _load(model, revision, device, dtype)
+            loaded = _load(model, revision, device, dtype, stream=stream_layers)
             run = _record(loaded, problems, into, shard=share, resume=resume, **options)
+            if stream_layers and loaded.verification.choices:
+                _print_verification(loaded)
     _print_run(run)
 
 
@@ -472,17 +483,26 @@ def _chat(system: str) -> "Chat":
     return Chat(system)
 
 
-def _load(name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False) -> "LoadedLing":
+def _load(
+    name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False, stream: bool = False
+) -> "LoadedLing":
     with Console(stderr=True).status("loading"):
         import transformers
 
         from ling_probe.model.load import load_native
+        from ling_probe.model.streaming import load_streamed
 
         transformers.utils.logging.disable_progress_bar()
-        loaded = load_native(name, revision=revision, device=device, dtype=dtype.value)
-    if not quiet:
-        out.print(f"routing of {loaded.spec.name} re-derived by the rule: {loaded.verification}", soft_wrap=True)
+        load = load_streamed if stream else load_native
+        loaded = load(name, revision=revision, device=device, dtype=dtype.value)
+    # A streamed model is verified by its first stream.
+    if not (quiet or stream):
+        _print_verification(loaded)
     return loaded
+
+
+def _print_verification(loaded: "LoadedLing") -> None:
+    out.print(f"routing of {loaded.spec.name} re-derived by the rule: {loaded.verification}", soft_wrap=True)
 
 
 def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options: Any) -> "Run":

@@ -10,6 +10,7 @@ A record in flight when a process dies is captured again with the rest of its pa
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from ling_probe.chat import Chat
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
+from ling_probe.model.streaming import StreamedLing
 from ling_probe.run import Run, Shard, cut, summarise
+from ling_probe.trace import RoutingTrace
 from ling_probe.writing import PartWriter
 
 
@@ -66,6 +69,7 @@ def record(
 
     Raises:
         RunError: ``out`` exists and ``resume`` is false, holds a run of something else, or is being written; the disk is full.
+        RoutingMismatch: A streamed model does not route by the rule; nothing was written.
         UsageError: The model has no router, there are fewer records than parts, or a setting makes no sense.
     """
     check_keep(keep)
@@ -82,10 +86,19 @@ def record(
         "parts": len(pieces),
         **({"chat": chat.describe(loaded.tokenizer)} if chat else {}),
     }
+    read = partial(
+        capture, loaded, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
+    )  # fmt: skip
+    wanted = [number for number in range(len(pieces)) if shard is None or shard.holds(number)]
+    ready: dict[int, list[RoutingTrace]] = {}
     if (resume or redo_damaged) and out.exists():
         run = Run.open(out, whole=not redo_damaged)
         _check_same(run, loaded, _source(benchmark), options, interventions, shard)
     else:
+        if isinstance(loaded, StreamedLing) and not out.exists():
+            # A streamed model proves its routing in its first stream; nothing is written before.
+            ready[wanted[0]] = list(read(pieces[wanted[0]]))
         run = Run.create(
             out, spec=loaded.spec, model=loaded.describe(), benchmark=_source(benchmark), options=options,
             interventions=interventions, seed=seed, shard=shard,
@@ -98,15 +111,9 @@ def record(
         held = {int(part.name): part.sequences for part in run.manifest.parts}
         done = sum(held.values())
         with PartWriter(run) as writer:
-            for number, records in enumerate(pieces):
-                if number in held or (shard and not shard.holds(number)):
-                    continue
-                traces = capture(
-                    loaded, records, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat,
-                    max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
-                )  # fmt: skip
-                writer.write(list(traces), number=number)
-                done += len(records)
+            for number in (each for each in wanted if each not in held):
+                writer.write(ready.pop(number, []) or list(read(pieces[number])), number=number)
+                done += len(pieces[number])
                 progress(done)
         run.finish(summarise(run))
     return run

@@ -129,7 +129,7 @@ def damage_extra_layer(folder):
         (lambda f: rewrite(f, architectures=["BailingMoeForCausalLM"]), ConfigError, "not Ling 2.0"),
         (lambda f: rewrite(f, architectures=None), ConfigError, 'names no "architectures"'),
         (lambda f: rewrite(f, n_group=5), ConfigError, "n_group 5 does not divide 32 experts"),
-        (lambda f: rewrite(f, quantization_config={"quant_method": "fp8"}), ConfigError, "quantised"),
+        (lambda f: rewrite(f, quantization_config={"quant_method": "gptq"}), ConfigError, "quantised by 'gptq'"),
         (lambda f: rewrite(f, hidden_size="wide"), ConfigError, "hidden_size"),
     ],
 )

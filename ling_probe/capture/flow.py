@@ -13,6 +13,7 @@ from ling_probe.chat import Chat
 from ling_probe.errors import UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.model.load import LoadedLing
+from ling_probe.model.streaming import StreamedLing
 from ling_probe.trace import RoutingTrace
 
 KEEP = ("experts", "loss", "logits", "contribution", "residual", "lens")
@@ -62,12 +63,14 @@ def capture(
         chat: Put each prompt as a conversation, through the tokenizer's own chat template.
 
     Raises:
-        UsageError: An unknown name in ``keep``, a setting out of its range, a prompt without tokens, or no chat
-            template where one is asked for.
+        UsageError: An unknown name in ``keep``, a setting out of its range, a prompt without tokens, no chat
+            template where one is asked for, or what a streamed model cannot do.
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
     check_keep(keep)
+    if isinstance(loaded, StreamedLing):
+        _check_streamed(keep, max_new_tokens)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     check_all(interventions, loaded.spec)
     editor = Editor(loaded, interventions)
@@ -78,6 +81,13 @@ def capture(
         else:
             sequences = [read_sequence(loaded, record, chat) for record in window]
         yield from record_sequences(loaded, sequences, editor, tuple(keep), batch_tokens)
+
+
+def _check_streamed(keep: Sequence[str], max_new_tokens: int) -> None:
+    if max_new_tokens > 0:
+        raise UsageError("a model that is streamed layer by layer reads given solutions only; leave generation out")
+    if "lens" in keep:
+        raise UsageError("lens needs the model's head beside every layer, and a streamed model has one at a time; leave it out")
 
 
 def check_keep(keep: Sequence[str]) -> None:

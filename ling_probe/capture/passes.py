@@ -1,6 +1,7 @@
 """Sequences to traces by one teacher-forced forward pass over each right-padded batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ling_probe.capture.layout import Layout, find_layout
 from ling_probe.capture.sequences import TokenSequence
 from ling_probe.capture.writes import WriteRecorder
 from ling_probe.model.load import LoadedLing
+from ling_probe.model.streaming import StreamedLing
 from ling_probe.steps import judge
 from ling_probe.trace import RoutingTrace
 
@@ -25,31 +27,59 @@ def record_sequences(
     """One trace for each sequence, in their order."""
     lengths = [len(sequence.ids) for sequence in sequences]
     traces: dict[int, RoutingTrace] = {}
-    for batch in length_batches(lengths, batch_tokens):
-        traces |= zip(batch, _run_batch(loaded, [sequences[i] for i in batch], editor, keep), strict=True)
+    places = length_batches(lengths, batch_tokens)
+    batches = (_Batch(loaded, batch, [sequences[i] for i in batch], editor, keep) for batch in places)
+    for batch, hidden in _forward(loaded, batches):
+        traces |= zip(batch.places, batch.traces(hidden), strict=True)
     for i in range(len(sequences)):
         yield traces.pop(i)
 
 
-def _run_batch(
-    loaded: LoadedLing, sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...]
-) -> Iterator[RoutingTrace]:
-    input_ids, mask = (part.to(loaded.native.device) for part in _padded(sequences))
-    rows, width = input_ids.shape
-    layouts = [find_layout(sequence) for sequence in sequences]
-    gates, writes = _Recorder(loaded, logits="logits" in keep), WriteRecorder(loaded, keep, input_ids)
-    # The gates are read before the editor silences any expert: it stays chosen. Writes come after: it adds nothing.
-    with gates.attached(), editor.inside(layouts, width), writes.attached():
-        hidden = loaded.native.model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-    ids, weights, logits = gates.arrays(rows, width)
-    extras = writes.arrays() | ({"logits": logits} if logits is not None else {})
-    loss = next_token_loss(loaded, hidden, input_ids) if "loss" in keep else np.full((rows, width), np.nan, np.float32)
-    for row, (sequence, layout) in enumerate(zip(sequences, layouts, strict=True)):
-        n = len(sequence.ids)
-        own = {name: array[row, :n].copy() for name, array in (extras | {"loss": loss}).items()}
-        for name in own.keys() & {"loss", "lens", "lens_shared"}:
-            own[name][-1] = np.nan
-        yield _trace(loaded, sequence, layout, ids[row, :n], weights[row, :n], own, editor.may_leave_groups)
+def _forward(loaded: LoadedLing, batches: Iterable["_Batch"]) -> Iterator[tuple["_Batch", torch.Tensor]]:
+    """Each batch with its last hidden states [B S D]: one forward pass after the other, or all of them layer by layer."""
+    if isinstance(loaded, StreamedLing):
+        yield from loaded.forward(batches)
+        return
+    for batch in batches:
+        with batch.attached():
+            output = loaded.native.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+        yield batch, output.last_hidden_state
+
+
+class _Batch:
+    """Right-padded sequences that are run together."""
+
+    def __init__(
+        self, loaded: LoadedLing, places: list[int], sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...]
+    ) -> None:
+        self.places = places
+        """Of the sequences, in the window."""
+        self.input_ids, self.mask = (part.to(loaded.native.device) for part in _padded(sequences))
+        self._loaded, self._sequences, self._editor, self._keep = loaded, sequences, editor, keep
+        self._layouts = [find_layout(sequence) for sequence in sequences]
+        self._gates = _Recorder(loaded, logits="logits" in keep)
+        self._writes = WriteRecorder(loaded, keep, self.input_ids)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Record and edit while the block runs."""
+        # The gates are read before the editor silences any expert: it stays chosen. Writes come after: it adds nothing.
+        with self._gates.attached(), self._editor.inside(self._layouts, self.input_ids.shape[1]), self._writes.attached():
+            yield
+
+    def traces(self, hidden: torch.Tensor) -> Iterator[RoutingTrace]:
+        """One trace a sequence, from what was recorded and the last hidden states."""
+        shape = (self.input_ids.shape[0], self.input_ids.shape[1])
+        ids, weights, logits = self._gates.arrays(*shape)
+        extras = self._writes.arrays() | ({"logits": logits} if logits is not None else {})
+        with_loss = "loss" in self._keep
+        loss = next_token_loss(self._loaded, hidden, self.input_ids) if with_loss else np.full(shape, np.nan, np.float32)
+        for row, (sequence, layout) in enumerate(zip(self._sequences, self._layouts, strict=True)):
+            n = len(sequence.ids)
+            own = {name: array[row, :n].copy() for name, array in (extras | {"loss": loss}).items()}
+            for name in own.keys() & {"loss", "lens", "lens_shared"}:
+                own[name][-1] = np.nan
+            yield _trace(self._loaded, sequence, layout, ids[row, :n], weights[row, :n], own, self._editor.may_leave_groups)
 
 
 def _padded(sequences: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:

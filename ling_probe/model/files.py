@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ling_probe.errors import CheckpointError, ConfigError, UsageError
 from ling_probe.model.config import LingConfig
+from ling_probe.model.fp8 import Block, block_size, check_stored
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 """Checkpoints that come with the package."""
@@ -19,6 +21,21 @@ _NEXTN = re.compile(r"^model\.layers\.(\d+)\.eh_proj\.")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _SNAPSHOT = re.compile(r"step-(\d+)")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
+"""Bytes of an entry, by safetensors' name of a number type that is read."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a safetensors file."""
+
+    file: Path
+    dtype: str
+    """safetensors' name of the number type."""
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    """Its bytes, counted from the beginning of the file."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +49,10 @@ class Checkpoint:
     """With ``num_hidden_layers`` counting decoder layers only."""
     files: tuple[Path, ...]
     """The safetensors files, in name order."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shape of every stored tensor, by original name."""
+    stored: Mapping[str, Stored]
+    """Every stored tensor, by original name."""
+    block: Block | None
+    """Rows and columns that share a scale, if the weights are fp8."""
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -70,10 +89,12 @@ def find_checkpoint(name_or_path: str | Path, *, revision: str | None = None) ->
     values = _read_json(folder / "config.json")
     config = _config(values, folder)
     files = _weight_files(folder)
-    shapes = {name: shape for file in files for name, shape in _header(file).items()}
-    _leave_out_next_token_layers(config, shapes)
-    _check_tensors(config, shapes, folder)
-    return Checkpoint(str(name_or_path), folder, config, files, shapes)
+    stored = {name: tensor for file in files for name, tensor in _header(file).items()}
+    _leave_out_next_token_layers(config, stored)
+    _check_tensors(config, stored, folder)
+    block = block_size(values, folder)
+    check_stored(stored, expected_shapes(config), block, folder)
+    return Checkpoint(str(name_or_path), folder, config, files, stored, block)
 
 
 def weight_digest(files: tuple[Path, ...]) -> str:
@@ -88,23 +109,32 @@ def weight_digest(files: tuple[Path, ...]) -> str:
 
 def expected_shapes(config: LingConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that the decoder of this configuration needs, by original name."""
-    d, head = config.hidden_size, config.head_dim
-    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    shapes = {"model.word_embeddings.weight": (config.vocab_size, d), "model.norm.weight": (d,)}
+    d = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"model.word_embeddings.weight": (config.vocab_size, d), "model.norm.weight": (d,)}
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, d)
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}."
-        shapes |= {f"{layer}input_layernorm.weight": (d,), f"{layer}post_attention_layernorm.weight": (d,)}
-        shapes |= {f"{layer}attention.query_key_value.weight": (q + 2 * kv, d), f"{layer}attention.dense.weight": (d, q)}
-        if config.use_qkv_bias:
-            shapes[f"{layer}attention.query_key_value.bias"] = (q + 2 * kv,)
-        if config.use_bias:
-            shapes[f"{layer}attention.dense.bias"] = (d,)
-        if config.use_qk_norm:
-            shapes |= {f"{layer}attention.{which}_layernorm.weight": (head,) for which in ("query", "key")}
-        shapes |= _feed_forward_shapes(config, f"{layer}mlp.", routed=i >= config.first_k_dense_replace)
+    for index in range(config.num_hidden_layers):
+        shapes |= layer_shapes(config, index)
     return shapes
+
+
+def layer_shapes(config: LingConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that one decoder layer needs, by original name."""
+    d, head, layer = config.hidden_size, config.head_dim, f"model.layers.{index}."
+    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{layer}input_layernorm.weight": (d,),
+        f"{layer}post_attention_layernorm.weight": (d,),
+        f"{layer}attention.query_key_value.weight": (q + 2 * kv, d),
+        f"{layer}attention.dense.weight": (d, q),
+    }
+    if config.use_qkv_bias:
+        shapes[f"{layer}attention.query_key_value.bias"] = (q + 2 * kv,)
+    if config.use_bias:
+        shapes[f"{layer}attention.dense.bias"] = (d,)
+    if config.use_qk_norm:
+        shapes |= {f"{layer}attention.{which}_layernorm.weight": (head,) for which in ("query", "key")}
+    return shapes | _feed_forward_shapes(config, f"{layer}mlp.", routed=index >= config.first_k_dense_replace)
 
 
 def _feed_forward_shapes(config: LingConfig, prefix: str, *, routed: bool) -> dict[str, tuple[int, ...]]:
@@ -188,12 +218,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _config(values: dict[str, Any], folder: Path) -> LingConfig:
-    if values.get("quantization_config"):
-        raise ConfigError(f"{folder} holds quantised weights; this version reads bf16, fp16 and fp32 checkpoints")
+    block_size(values, folder)
     if not values.get("architectures"):
         raise ConfigError(f'{folder / "config.json"} names no "architectures"; Ling 2.0 says ["BailingMoeV2ForCausalLM"]')
     try:
-        config = LingConfig.from_dict(values)
+        # Weights are dequantised on the way in: the model in memory has nothing to say about blocks.
+        config = LingConfig.from_dict({name: value for name, value in values.items() if name != "quantization_config"})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
     except (TypeError, ValueError, StrictDataclassError) as error:
@@ -217,8 +247,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a safetensors file, once its length is what its header says."""
+def _header(file: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, once its length is what its header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -232,25 +262,34 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     needed = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != needed:
         raise CheckpointError(f"{file} is truncated: {size:,} bytes found, its header promises {needed:,}")
-    return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    return {name: _stored(file, name, entry, 8 + length) for name, entry in entries.items()}
 
 
-def _leave_out_next_token_layers(config: LingConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _stored(file: Path, name: str, entry: Mapping[str, Any], base: int) -> Stored:
+    start, stop = entry["data_offsets"]
+    tensor = Stored(file, entry["dtype"], tuple(entry["shape"]), base + start, base + stop)
+    size = ITEM_BYTES.get(tensor.dtype)
+    if start < 0 or (size is not None and stop - start != size * math.prod(tensor.shape)):
+        raise CheckpointError(f"{file}: {name} has {stop - start} bytes for {tensor.dtype} {list(tensor.shape)}; it is damaged")
+    return tensor
+
+
+def _leave_out_next_token_layers(config: LingConfig, stored: Mapping[str, Stored]) -> None:
     """Let ``num_hidden_layers`` count decoder layers only: Ring checkpoints count next-token-prediction layers inside it."""
-    nextn = sorted(int(match[1]) for name in shapes if (match := _NEXTN.match(name)))
+    nextn = sorted(int(match[1]) for name in stored if (match := _NEXTN.match(name)))
     if nextn and nextn[0] < config.num_hidden_layers:
         config.num_hidden_layers = nextn[0]
     config.num_nextn_predict_layers = len(nextn)
 
 
-def _check_tensors(config: LingConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+def _check_tensors(config: LingConfig, stored: Mapping[str, Stored], folder: Path) -> None:
     expected = expected_shapes(config)
-    if missing := [name for name in expected if name not in shapes]:
+    if missing := [name for name in expected if name not in stored]:
         raise CheckpointError(f"{folder} lacks {len(missing)} of {len(expected)} tensors, first {missing[0]}")
-    if wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
+    if wrong := [name for name, shape in expected.items() if stored[name].shape != shape]:
         name = wrong[0]
-        raise CheckpointError(f"{folder}: {name} is {list(shapes[name])}; config.json asks for {list(expected[name])}")
-    layers = {int(match[1]) for name in shapes if (match := _LAYER.match(name))}
+        raise CheckpointError(f"{folder}: {name} is {list(stored[name].shape)}; config.json asks for {list(expected[name])}")
+    layers = {int(match[1]) for name in stored if (match := _LAYER.match(name))}
     allowed = config.num_hidden_layers + config.num_nextn_predict_layers
     if layers and max(layers) >= allowed:
         raise CheckpointError(f"{folder} holds layer {max(layers)}; config.json counts {allowed} layers")

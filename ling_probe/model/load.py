@@ -1,6 +1,7 @@
 """Load a Ling 2.0 and prove, before anything is captured, that it routes by the rule."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ling_probe.errors import RoutingMismatch, UsageError
-from ling_probe.model.files import find_checkpoint, weight_digest
+from ling_probe.model.assemble import assemble
+from ling_probe.model.files import Checkpoint, find_checkpoint, weight_digest
 from ling_probe.model.modeling import LingForCausalLM, LingGate, gates
 from ling_probe.routing import RoutingDifference, compare_routing, router_logits
 from ling_probe.spec import ModelSpec
@@ -87,10 +89,7 @@ def load_native(name_or_path: str, *, revision: str | None = None, device: str =
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_folder)
     where = _device(device)
     kind: Any = ("auto" if where.type != "cpu" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    native = LingForCausalLM.from_pretrained(
-        checkpoint.folder, config=checkpoint.config, dtype=kind, attn_implementation="sdpa", experts_implementation="grouped_mm"
-    )
-    native = native.to(where).eval()
+    native = _read_native(checkpoint, kind).to(where).eval()
     spec = checkpoint.config.spec(checkpoint.name)
     return LoadedLing(
         native=native,
@@ -98,6 +97,14 @@ def load_native(name_or_path: str, *, revision: str | None = None, device: str =
         spec=spec,
         digest=weight_digest(checkpoint.files),
         verification=verify_routing(native, spec),
+    )
+
+
+def _read_native(checkpoint: Checkpoint, kind: Any) -> LingForCausalLM:
+    if checkpoint.block is not None:
+        return assemble(checkpoint, checkpoint.config.dtype or torch.bfloat16 if kind == "auto" else kind)
+    return LingForCausalLM.from_pretrained(
+        checkpoint.folder, config=checkpoint.config, dtype=kind, attn_implementation="sdpa", experts_implementation="grouped_mm"
     )
 
 
@@ -118,8 +125,7 @@ def verify_routing(native: LingForCausalLM, spec: ModelSpec, *, sequences: int =
     Raises:
         RoutingMismatch: A choice differs by more than a near tie, or a weight by more than 1e-5; names the layer.
     """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(spec.vocab_size, (sequences, positions), generator=generator).to(native.device)
+    tokens = probe_tokens(spec, sequences, positions).to(native.device)
     recorded: dict[int, tuple[torch.Tensor, Any]] = {}
     routers = gates(native)
     handles = [
@@ -131,7 +137,17 @@ def verify_routing(native: LingForCausalLM, spec: ModelSpec, *, sequences: int =
     finally:
         for handle in handles:
             handle.remove()
-    differences = [_compare_layer(gate, spec, layer, *recorded[layer]) for layer, gate in routers.items()]
+    return verified(compare_layer(gate, spec, layer, *recorded[layer]) for layer, gate in routers.items())
+
+
+def probe_tokens(spec: ModelSpec, sequences: int = 4, positions: int = 64) -> torch.Tensor:
+    """The random tokens [B, S] that a model's routing is proved on."""
+    return torch.randint(spec.vocab_size, (sequences, positions), generator=torch.Generator().manual_seed(0))
+
+
+def verified(layers: Iterable[RoutingDifference]) -> Verification:
+    """The sum over layers, each of which was compared without a mismatch."""
+    differences = list(layers)
     return Verification(
         choices=sum(d.choices for d in differences),
         differ=0,
@@ -140,7 +156,12 @@ def verify_routing(native: LingForCausalLM, spec: ModelSpec, *, sequences: int =
     )
 
 
-def _compare_layer(gate: LingGate, spec: ModelSpec, layer: int, inputs: torch.Tensor, out: Any) -> RoutingDifference:
+def compare_layer(gate: LingGate, spec: ModelSpec, layer: int, inputs: torch.Tensor, out: Any) -> RoutingDifference:
+    """Compare what a gate returned for some inputs with the rule.
+
+    Raises:
+        RoutingMismatch: As for `verify_routing`.
+    """
     _, weights, ids = out
     logits = router_logits(_numpy(inputs), _numpy(gate.weight))
     found = compare_routing(ids.cpu().numpy(), _numpy(weights), logits, _numpy(gate.expert_bias), spec, tolerance=TOLERANCE)

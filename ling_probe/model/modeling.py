@@ -364,6 +364,15 @@ class LingModel(LingPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        inputs = self.layer_inputs(x, attention_mask, position_ids, past_key_values)
+        for layer in self.layers:
+            x = layer(x, **inputs, **kwargs)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+
+    def layer_inputs(
+        self, x: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None, past_key_values: Cache | None = None
+    ) -> dict[str, Any]:
+        """What every decoder layer is given beside the residual stream [B, S, D], of which only shape and type matter here."""
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device).unsqueeze(0)
@@ -371,13 +380,11 @@ class LingModel(LingPreTrainedModel):
             config=self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values,
             position_ids=position_ids,
         )  # fmt: skip
-        position_embeddings = self.rotary_emb(x, position_ids=position_ids)
-        for layer in self.layers:
-            x = layer(
-                x, attention_mask=mask, position_ids=position_ids, past_key_values=past_key_values,
-                position_embeddings=position_embeddings, **kwargs,
-            )  # fmt: skip
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+        embeddings = self.rotary_emb(x, position_ids=position_ids)
+        return {
+            "attention_mask": mask, "position_ids": position_ids, "past_key_values": past_key_values,
+            "position_embeddings": embeddings,
+        }  # fmt: skip
 
 
 class LingForCausalLM(LingPreTrainedModel, GenerationMixin):
