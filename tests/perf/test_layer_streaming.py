@@ -131,9 +131,11 @@ def peak_anonymous(found):
     found["peak"] = found["before"]
     watcher = threading.Thread(target=watch)
     watcher.start()
-    yield
-    done.set()
-    watcher.join()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def drop_from_cache(files):
