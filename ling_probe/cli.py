@@ -511,7 +511,7 @@ def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options
     from ling_probe.recording import record
 
     columns = (TextColumn("capturing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("capturing", total=len(problems.records))
         return record(loaded, problems, folder, progress=lambda done: bar.update(task, completed=done), **options)
 

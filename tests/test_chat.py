@@ -10,6 +10,7 @@ from records import RECORDS
 
 from ling_probe.benchmarks import Record, read_benchmark
 from ling_probe.capture import capture
+from ling_probe.capture.sequences import end_tokens
 from ling_probe.chat import Chat, chat_end, chat_prompt, special_ids
 from ling_probe.errors import RunError, UsageError
 from ling_probe.model.load import load_native
@@ -102,17 +103,16 @@ def test_a_read_chat_has_its_segments_and_ends_as_the_template_ends_it(loaded):
 
 
 def test_a_generated_chat_is_made_from_the_template_and_stops_at_either_end(loaded, tokenizer, monkeypatch):
-    asked = {}
-
-    def generate(ids, **options):
-        asked.update(options, ids=ids[0].tolist())
-        return loaded.native.__class__.generate(loaded.native, ids, **options)
-
-    monkeypatch.setattr(loaded.native, "generate", generate)
+    prompt, ends = chat_prompt(tokenizer, SUM, Chat()).ids, end_tokens(loaded, Chat())
+    assert ends == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|role_end|>")]
     (trace,) = capture(loaded, [SUM], chat=Chat(), max_new_tokens=3)
-    assert asked["ids"] == chat_prompt(tokenizer, SUM, Chat()).ids
-    assert asked["eos_token_id"] == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|role_end|>")]
-    assert trace.token_ids[: len(asked["ids"])].tolist() == asked["ids"]
+    assert trace.token_ids[: len(prompt)].tolist() == prompt
+    for end in ends:
+        monkeypatch.setattr(
+            "ling_probe.capture.generation.choose_tokens", lambda _logits, writers, end=end: [end] * len(writers)
+        )
+        (trace,) = capture(loaded, [SUM], chat=Chat(), max_new_tokens=3)
+        assert trace.token_ids.tolist() == [*prompt, end]
 
 
 def test_special_tokens_are_known_without_a_role(tokenizer):

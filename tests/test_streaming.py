@@ -190,25 +190,38 @@ def test_a_run_and_its_manifest_are_those_of_the_whole_model(tmp_path):
     assert streamed.manifest.model["verification"]["choices"] == 4 * 64 * 4
 
 
-def test_a_run_goes_on_in_a_stream(tmp_path, monkeypatch):
+def test_a_run_goes_on_in_a_stream(tmp_path):
     benchmark = read_benchmark("stepbench", limit=12)
-    monkeypatch.setattr("ling_probe.recording.PART_TOKENS", 300)
 
     def stop(_done):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        record(load_native("ling-tiny"), benchmark, tmp_path / "run", progress=stop)
+        record(load_native("ling-tiny"), benchmark, tmp_path / "run", parts=4, progress=stop)
     assert 0 < len(Run.open(tmp_path / "run").done) < 12
-    done = record(load_streamed("ling-tiny"), benchmark, tmp_path / "run", resume=True)
+    done = record(load_streamed("ling-tiny"), benchmark, tmp_path / "run", parts=4, resume=True)
     assert done.is_complete
     assert len(done.done) == 12
+
+
+def test_what_else_can_be_kept_is_that_of_the_whole_model():
+    keep, problems = ("experts", "loss", "logits", "contribution", "residual"), read_benchmark("stepbench", limit=3).records
+    streamed, whole = (
+        list(capture(model, problems, keep=keep)) for model in (load_streamed("ling-tiny"), load_native("ling-tiny"))
+    )
+    for ours, theirs in zip(streamed, whole, strict=True):
+        assert set(ours.extras) == set(theirs.extras) == {"logits", "contribution", "shared", "residual"}
+        for name, values in theirs.extras.items():
+            np.testing.assert_allclose(ours.extras[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_what_a_stream_does_not_do_is_said(tmp_path):
     streamed = load_streamed("ling-tiny")
     with pytest.raises(UsageError, match="streamed layer by layer reads given solutions only"):
         record(streamed, read_benchmark("stepbench", limit=2), tmp_path / "run", max_new_tokens=3)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="lens needs the model's head"):
+        record(streamed, read_benchmark("stepbench", limit=2), tmp_path / "run", keep=("experts", "lens"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="streamed on the CPU only, and device cuda"):
         load_streamed("ling-tiny", device="cuda")

@@ -39,9 +39,10 @@ class Slow:
 
     def __init__(self, fail_at=()) -> None:
         self.gate, self.begun, self.written, self.threads = threading.Semaphore(0), threading.Semaphore(0), [], set()
-        self.fail_at = fail_at
+        self.fail_at, self.numbers = fail_at, []
 
-    def append(self, part):
+    def append(self, part, *, number=None):
+        self.numbers.append(number)
         self.begun.release()
         self.threads.add(threading.current_thread())
         self.gate.acquire()
@@ -53,7 +54,7 @@ class Slow:
 def test_one_part_waits_while_one_is_written_and_the_next_giver_is_held():
     run = Slow()
     with PartWriter(run) as writer, ThreadPoolExecutor(1) as other:
-        writer.write("a")
+        writer.write("a", number=3)
         writer.write("b")
         assert run.begun.acquire(timeout=10)
         third = other.submit(writer.write, "c")
@@ -64,6 +65,7 @@ def test_one_part_waits_while_one_is_written_and_the_next_giver_is_held():
         third.result(timeout=10)
         run.gate.release(2)
     assert run.written == ["a", "b", "c"]
+    assert run.numbers == [3, None, None]
     assert threading.current_thread() not in run.threads
     assert len(run.threads) == 1
 
