@@ -513,7 +513,11 @@ def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options
     columns = (TextColumn("capturing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("capturing", total=len(problems.records))
-        return record(loaded, problems, folder, progress=lambda done: bar.update(task, completed=done), **options)
+        try:
+            return record(loaded, problems, folder, progress=lambda done: bar.update(task, completed=done), **options)
+        except BaseException:
+            bar.live.transient = True  # what went wrong is one line, without a bar before it
+            raise
 
 
 def _facts(run: "Run") -> dict[str, Any]:

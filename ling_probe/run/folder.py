@@ -58,7 +58,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{folder} is whole, but the disk would not make its name last ({reason}); look whether it stays"
+        ) from error
 
 
 def _check_free(folder: Path) -> None:
