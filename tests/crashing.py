@@ -125,14 +125,13 @@ def kill(folder, n_kills, seed):
         run, code = folder / f"cut-{runs}", None
         while code != 0:
             child = forked(lambda run=run: record(run, 80, 40, resume=True))
-            time.sleep(draw.uniform(0, longest))
-            os.kill(child, signal.SIGKILL)
+            if sum(found.values()) < n_kills:
+                time.sleep(draw.uniform(0, longest))
+                os.kill(child, signal.SIGKILL)
             code = finished(child)
             assert code in (0, -signal.SIGKILL), code
             if code:
                 found[state(run)] += 1
-            if sum(found.values()) >= n_kills:
-                longest = 600
         runs += 1
         assert contents(run) == contents(folder / "whole"), "not what an uninterrupted run holds"
     return {"kills": sum(found.values()), "runs": runs, "moments": found}
