@@ -35,6 +35,7 @@ from ling_probe.benchmarks import Record
 from ling_probe.errors import UsageError
 from ling_probe.metrics import dead_experts, max_vio
 from ling_probe.model import LingConfig, LingForCausalLM
+from ling_probe.model.files import find_checkpoint
 from ling_probe.model.modeling import gates
 from ling_probe.muon import Muon
 from ling_probe.stepbench import FAMILIES, generate, shipped_prompts
@@ -371,6 +372,7 @@ class _Before:
 
         Raises:
             UsageError: `train` did not make the folder, or made it with another architecture.
+            CheckpointError: Its weights are missing or truncated.
         """
         if start is None:
             return cls()
@@ -378,12 +380,14 @@ class _Before:
             log, recorded = ((start / name).read_text(encoding="utf-8") for name in ("train.jsonl", "recipe.json"))
             last, earlier = json.loads(log.splitlines()[-1]), json.loads(recorded)
             counts = {name: last[name] for name in ("step", "tokens", "seconds")}
-        except (OSError, ValueError, LookupError):
+            architecture = earlier["architecture"]
+        except (OSError, ValueError, LookupError, TypeError):
             raise UsageError(
                 f"{start} has no train.jsonl and recipe.json that can be read; start from what train made"
             ) from None
-        if earlier.get("architecture") != recipe.architecture:
+        if architecture != recipe.architecture:
             raise UsageError(f"{start} was trained with another architecture than the recipe's; start from one that has it")
+        find_checkpoint(start)  # whole, before anything is written
         return cls(log, {"before": earlier}, counts)
 
 

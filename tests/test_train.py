@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from ling_probe.benchmarks import read_benchmark
 from ling_probe.cost import cost
-from ling_probe.errors import UsageError
+from ling_probe.errors import CheckpointError, UsageError
 from ling_probe.evaluate import evaluate
 from ling_probe.metrics import max_vio
 from ling_probe.model.files import SHIPPED
@@ -261,12 +261,21 @@ def test_training_goes_on_from_a_checkpoint(tmp_path, workers):
 
 
 def test_a_start_that_is_none_is_refused_before_anything_is_written(tmp_path):
-    next(train(SMALL, tmp_path / "small", stop_after=10))
+    list(train(SMALL, tmp_path / "small", stop_after=10))
     (tmp_path / "empty").mkdir()
     for start, said in (("empty", r"no train\.jsonl and recipe\.json"), ("small", "another architecture")):
         with pytest.raises(UsageError, match=said):
             next(train(PRESETS["ling-tiny-finish"], tmp_path / "out", start=tmp_path / start))
         assert not (tmp_path / "out").exists()
+    (tmp_path / "empty" / "train.jsonl").write_text("{}\n")
+    (tmp_path / "empty" / "recipe.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"no train\.jsonl and recipe\.json"):
+        next(train(SMALL, tmp_path / "out", start=tmp_path / "empty"))
+    weights = tmp_path / "small" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        next(train(SMALL, tmp_path / "out", start=tmp_path / "small"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_schedule_and_curriculum_end_where_they_should():
