@@ -141,8 +141,6 @@ def capture(
     revision: Revision = None,
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
-    if stream_layers and generate:
-        raise UsageError("--stream-layers reads given solutions only; leave --generate out, or generate with the whole model")
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
     share = _shard(shard)
     into = folder / share.folder if share else folder

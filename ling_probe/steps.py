@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from ling_probe.benchmarks import Record, Step, answer_of, label_of
-from ling_probe.benchmarks.answers import LINE
 from ling_probe.stepbench import OTHER, Reading, read_line
 
 _STEPBENCH = "stepbench"
@@ -26,16 +25,6 @@ def segment(record: Record, completion: str) -> tuple[Step, ...]:
             steps.append(_step(record, line, start, stop))
         start = stop
     return tuple(steps)
-
-
-def extract_answer(text: str) -> str | None:
-    r"""What follows the last line that starts with ``answer:``; None where no line does.
-
-    >>> extract_answer("7+5=12\nanswer: 12\n")
-    '12'
-    """
-    found = LINE.find(text)
-    return found.text if found else None
 
 
 def answer_start(record: Record, completion: str) -> int | None:

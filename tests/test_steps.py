@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ling_probe.benchmarks import Record, Step
 from ling_probe.stepbench import FAMILIES, generate
-from ling_probe.steps import extract_answer, segment, token_spans
+from ling_probe.steps import judge, segment, token_spans
 
 ARITHMETIC = Record(id="a", prompt="compute (7+5)*3\n", family="arithmetic", benchmark="stepbench")
 
@@ -61,7 +61,8 @@ def test_steps_are_lines_in_order(completion):
     ],
 )
 def test_the_answer_is_what_follows_the_last_answer_line(text, answer):
-    assert extract_answer(text) == answer
+    record = Record(id="r", prompt="p", answer=answer or "?")
+    assert judge(record, text, generated=True) == (answer or "", bool(answer))
 
 
 def test_a_token_belongs_to_the_step_its_first_character_is_in():

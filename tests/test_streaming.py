@@ -8,10 +8,12 @@ import torch
 from official import FIXTURES
 from safetensors.torch import load_file, save_file
 from test_fp8 import write
+from typer.testing import CliRunner
 
 from ling_probe import capture as capture_module
 from ling_probe.benchmarks import Record, read_benchmark
 from ling_probe.capture import capture
+from ling_probe.cli import app
 from ling_probe.errors import RoutingMismatch, RunError, UsageError
 from ling_probe.interventions import bias, exclude, force, silence
 from ling_probe.model import LingConfig
@@ -246,3 +248,12 @@ def test_the_wide_products_of_real_experts_round_as_the_whole_models_do():
     ids, weights = torch.arange(600)[:, None] % 2 + torch.tensor([2, 0]), torch.rand(600, 2)
     with torch.no_grad():
         assert torch.equal(StreamedExperts(config, torch.bfloat16, matrices)(x, ids, weights), fused(x, ids, weights))
+
+
+@pytest.mark.parametrize("more", [["--generate", "5"], ["--ray", "2"]])
+def test_the_command_line_streams_solutions_on_one_machine_only(tmp_path, more):
+    command = ["capture", "ling-tiny", "stepbench", "--out", str(tmp_path / "run"), "--stream-layers", *more]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, UsageError)
+    assert "leave --generate and --ray out" in str(refused.exception)
+    assert not (tmp_path / "run").exists()
