@@ -62,6 +62,7 @@ BenchmarkName = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Against = Annotated[list[Path] | None, typer.Option(help="A run to compare with; repeatable.", metavar="RUN")]
 Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="Print rows as JSON lines instead of a table.")]
@@ -79,7 +80,8 @@ def demo(
     """Run the shipped model on the shipped benchmark, analyse it, and write the report."""
     with _interruptible(folder):
         loaded = _load("ling-tiny", None, "auto", DtypeName.auto)
-        run = _record(loaded, _read("stepbench", limit=limit), folder, max_new_tokens=200, resume=True)
+        keep = ("experts", "loss", "logits", "contribution", "lens", "residual")
+        run = _record(loaded, _read("stepbench", limit=limit), folder, max_new_tokens=200, keep=keep, resume=True)
     from ling_probe.report import write_report
 
     with out.status("analysing"):
@@ -222,11 +224,12 @@ def analyze(
     folder: Annotated[Path | None, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)] = None,
     names: Annotated[list[str] | None, typer.Argument(help="Analyses by name, or all.", metavar="NAME...")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the analyses and the questions they answer.")] = False,
+    against: Against = None,
     rows: Annotated[int, typer.Option(help="Rows of each printed table.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Answer questions about a run."""
-    from ling_probe.analysis import ANALYSES
+    """Answer questions about a run; several end in an index of what was found."""
+    from ling_probe.analysis import ANALYSES, SINGLE, answers, finding, findings_index
 
     if show_list:
         _print_rows("analyses", [{"name": name, "question": each.question} for name, each in ANALYSES.items()], as_json=as_json)
@@ -235,15 +238,20 @@ def analyze(
         raise UsageError("name a run and an analysis: ling-probe analyze RUN NAME (--list shows them, all runs every one)")
     from ling_probe.run import Run
 
-    run = Run.open(folder)
     if unknown := [name for name in names if name != "all" and name not in ANALYSES]:
         raise UsageError(f'no analysis "{unknown[0]}"; these there are: {", ".join(ANALYSES)}, or all')
-    for name in ANALYSES if "all" in names else names:
-        analysis = ANALYSES[name]
-        table = analysis.order(analysis.function(run))
-        if as_json:
-            table = table.assign(analysis=name)
-        _print_frame(analysis.question, table, as_json=as_json, rows=rows)
+    others = [Run.open(each) for each in against or ()]
+    every = tuple(ANALYSES) if others else SINGLE
+    findings = {}
+    for name, answer in answers(Run.open(folder), every if "all" in names else names, against=others):
+        if isinstance(answer, UsageError) and "all" not in names:
+            raise answer
+        if not isinstance(answer, UsageError):
+            table = ANALYSES[name].order(answer)
+            _print_frame(ANALYSES[name].question, table.assign(analysis=name) if as_json else table, as_json=as_json, rows=rows)
+        findings[name] = finding(name, answer)
+    if len(findings) > 1:
+        _print_index(findings_index(findings), as_json=as_json)
 
 
 @app.command()
@@ -251,14 +259,15 @@ def report(
     folder: RunFolder,
     into: Annotated[Path | None, typer.Option("--out", help="Folder of the report; the run's own if left out.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Analyses by name; all if left out.")] = None,
+    against: Against = None,
 ) -> None:
     """Write the report of a run: one offline page, Markdown, and every table as CSV and JSON."""
-    from ling_probe.report import DEFAULT, write_report
+    from ling_probe.report import write_report
     from ling_probe.run import Run
 
-    run = Run.open(folder)
+    run, others = Run.open(folder), [Run.open(each) for each in against or ()]
     with out.status("analysing"):
-        page = write_report(run, into or folder, analyses=tuple(only) if only else DEFAULT)
+        page = write_report(run, into or folder, analyses=tuple(only) if only else None, against=others)
     out.print(str(page), soft_wrap=True)
 
 
@@ -580,6 +589,30 @@ def _print_frame(title: str, table: "pd.DataFrame", *, as_json: bool, rows: int 
     shown = table if rows is None else table.head(rows)
     caption = f"{len(shown)} of {len(table)} rows" if len(shown) < len(table) else None
     _print_rows(title, shown.to_dict("records"), as_json=False, caption=caption)
+
+
+def _print_index(index: "pd.DataFrame", *, as_json: bool) -> None:
+    if as_json:
+        _print_frame("", index.rename(columns={"analysis": "name"}).assign(analysis="index"), as_json=True)
+        return
+    told = Table(title="What was asked and found", title_justify="left", show_lines=True)
+    for name in ("question", "finding", "effect", "interval", "q", "token alone", "verdict", "rung"):
+        told.add_column(name, ratio={"question": 2, "finding": 5}.get(name))
+    for row in index.to_dict("records"):
+        numbers = [_figures(row[name]) for name in ("effect", "ci_low", "ci_high", "q", "token_effect")]
+        effect, low, high, q, token = numbers
+        told.add_row(
+            row["question"], _clean(row["finding"]), f"{effect} {row['unit']}" if effect else "",
+            f"{low} to {high}" if low else "", q, token, row["verdict"], _figures(row["rung"]),
+        )  # fmt: skip
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(told)
+
+
+def _figures(value: Any) -> str:
+    """Three digits; nothing for what is not there."""
+    import pandas as pd
+
+    return "" if pd.isna(value) else f"{value:.3g}"
 
 
 def _print_rows(title: str, rows: Sequence[dict[Any, Any]], *, as_json: bool, caption: str | None = None) -> None:

@@ -9,12 +9,11 @@ The same run and seed give the same bytes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -23,12 +22,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ling_probe import charts, stats
-from ling_probe.analysis import ANALYSES, surest_first
+from ling_probe.analysis import ANALYSES, SINGLE, Analysis, Finding, answers, finding, findings_index, surest_first
+from ling_probe.analysis.question import fold
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
-DEFAULT = tuple(ANALYSES)
-"""Every analysis, in the order a reader meets them."""
 TABLE_ROWS = 50_000
 """Longer tables are cut to their first rows to read; pairs of 256 experts in 19 layers are 620,160."""
 
@@ -48,11 +46,9 @@ LIMITS = (
 class Section:
     """One question of the report and its answer."""
 
-    name: str
-    question: str
-    method: str
-    finding: str
-    """One sentence computed from the table, or why there is none."""
+    analysis: Analysis
+    finding: Finding
+    """Computed from the table, or why there is none."""
     rows: int = 0
     """Rows of the table files."""
     total_rows: int = 0
@@ -65,30 +61,35 @@ class Section:
         return self.total_rows > 0
 
 
-def write_report(run: Run, folder: Path, *, analyses: Sequence[str] = DEFAULT) -> Path:
+def write_report(run: Run, folder: Path, *, analyses: Sequence[str] | None = None, against: Sequence[Run] = ()) -> Path:
     """Write the report of a run into a folder, and return the path of its page.
 
     Files of an earlier report there are replaced. Questions the run cannot answer say why.
 
+    Args:
+        run: What to report.
+        folder: Where to.
+        analyses: By name; all that can be asked of so many runs if left out.
+        against: Runs to compare it with.
+
     Raises:
         UsageError: An analysis does not exist, the run holds no sequences, or the folder is a file.
     """
-    if unknown := [name for name in analyses if name not in ANALYSES]:
-        raise UsageError(f'no analysis "{unknown[0]}"; these there are: {", ".join(ANALYSES)}')
     if run.sequences.empty:
         raise UsageError(f"{run.folder} holds no sequences yet; there is nothing to report")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the report")
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    tables = dict(_answers(run, analyses))
+    every = tuple(ANALYSES) if against else SINGLE
+    tables = dict(answers(run, every if analyses is None else analyses, against=against))
     sections = [_section(run, name, answer) for name, answer in tables.items()]
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, answer in tables.items():
         _write_table(folder / "tables" / name, name, answer)
     _write_pages(run, folder, headline(run, tables), sections)
     return folder / "report.html"
 
 
-def headline(run: Run, tables: Mapping[str, pd.DataFrame | str]) -> dict[str, Any]:
+def headline(run: Run, tables: Mapping[str, pd.DataFrame | UsageError]) -> dict[str, Any]:
     """What a reader wants to know first, as plain values: what ran, how well it did, and the most specialised experts.
 
     `specialised` holds at most three distinct experts whose corrected p is below 0.05, the surest effect first: the interval's
@@ -96,10 +97,10 @@ def headline(run: Run, tables: Mapping[str, pd.DataFrame | str]) -> dict[str, An
 
     Args:
         run: The run.
-        tables: Tables by analysis name; `label_specialisation` is read. A text says why there is no table.
+        tables: Tables by analysis name; `label_specialisation` is read. A refusal says why there is no table.
     """
     manifest = run.manifest
-    experts, note = _most_specialised(tables.get("label_specialisation", "label_specialisation was not asked for"))
+    experts, note = _most_specialised(tables.get("label_specialisation", UsageError("label_specialisation was not asked for")))
     return {
         "model": str(manifest.model.get("name", run.spec.name)),
         "benchmark": " ".join(str(manifest.benchmark[key]) for key in ("name", "split") if manifest.benchmark.get(key)),
@@ -115,28 +116,16 @@ def headline(run: Run, tables: Mapping[str, pd.DataFrame | str]) -> dict[str, An
     }
 
 
-def _answers(run: Run, analyses: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame | str]]:
-    """Each analysis with its table, or why this run cannot answer it."""
-    for name in analyses:
-        try:
-            yield name, ANALYSES[name].function(run)
-        except UsageError as error:
-            yield name, str(error)
+def _section(run: Run, name: str, answer: pd.DataFrame | UsageError) -> Section:
+    analysis, found = ANALYSES[name], finding(name, answer)
+    if isinstance(answer, UsageError):
+        return Section(analysis=analysis, finding=found)
+    figures = tuple(charts.FIGURES[name](answer, run.spec))
+    return Section(analysis=analysis, finding=found, rows=min(len(answer), TABLE_ROWS), total_rows=len(answer), figures=figures)
 
 
-def _section(run: Run, name: str, answer: pd.DataFrame | str) -> Section:
-    question, method = ANALYSES[name].question, ANALYSES[name].method
-    if isinstance(answer, str):
-        return Section(name=name, question=question, method=method, finding=f"Not applicable: {answer}.")
-    finding, figures = _FINDINGS[name](answer), tuple(_FIGURES[name](run, answer))
-    rows = min(len(answer), TABLE_ROWS)
-    return Section(
-        name=name, question=question, method=method, finding=finding, rows=rows, total_rows=len(answer), figures=figures
-    )
-
-
-def _most_specialised(table: pd.DataFrame | str) -> tuple[list[dict[str, Any]], str]:
-    if isinstance(table, str):
+def _most_specialised(table: pd.DataFrame | UsageError) -> tuple[list[dict[str, Any]], str]:
+    if isinstance(table, UsageError):
         return [], f"Not applicable: {table}."
     found = surest_first(table[(table["q"] < 0.05) & (table["ci_low"] > 0)])
     if found.empty:
@@ -166,77 +155,9 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
-def _specialisation_finding(table: pd.DataFrame) -> str:
-    kind = "label" if "label" in table.columns else "family"
-    place, others = ("steps", "other steps of the same family") if kind == "label" else ("problems", "other families")
-    found = table[table["q"] < 0.05]
-    tested = f"{len(found):,} of {table['p'].count():,} (layer, expert, {kind}) cells differ from chance (q below 0.05)"
-    if found.empty:
-        return f"{tested}: this run shows no preference for a {kind} beyond its tokens that survives the correction."
-    row = surest_first(found).iloc[0]
-    return (
-        f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, chosen {_fold(row['log2_ratio'])} times as "
-        f"often in {row[kind]} {place} as the same tokens choose it in {others} (95 % interval {_interval(row)})."
-    )
-
-
-def _load_finding(table: pd.DataFrame) -> str:
-    most, least = table.iloc[int(np.argmax(table["load"]))], table.iloc[int(np.argmin(table["load"]))]
-    return (
-        f"Layer {most['layer']:.0f}, expert {most['expert']:.0f} does the most, {_fold(most['log2_ratio'])} times the even "
-        f"share ({_percent(most['load'])} of its layer's choices, 95 % interval {_percent(most['ci_low'])} to "
-        f"{_percent(most['ci_high'])}); "
-        f"layer {least['layer']:.0f}, expert {least['expert']:.0f} the least, {_fold(least['log2_ratio'])} times."
-    )
-
-
-def _balance_finding(table: pd.DataFrame) -> str:
-    most, least = table.iloc[int(np.argmax(table["gini"]))], table.iloc[int(np.argmin(table["gini"]))]
-    return (
-        f"Layer {most['layer']:.0f} is the least even (Gini {most['gini']:.3f}) and layer {least['layer']:.0f} the most "
-        f"({least['gini']:.3f}); a router without preference would show {most['gini_floor']:.3f}. "
-        f"Over all layers {table['dead'].sum()} experts are dead and {table['rare'].sum()} rare."
-    )
-
-
-def _coactivation_finding(table: pd.DataFrame) -> str:
-    found = table[table["q"] < 0.05]
-    more = int((found["lift"] > 0).sum())
-    tested = (
-        f"Of {table['p'].count():,} tested pairs {more:,} are chosen together more often than groups and loads "
-        f"explain, and {len(found) - more:,} less often (q below 0.05)"
-    )
-    if found.empty:
-        return f"{tested}."
-    row = surest_first(found).iloc[0]
-    return (
-        f"{tested}; the surest are experts {row['expert']} and {row['other']} of layer {row['layer']}, "
-        f"{_fold(row['lift'])} times as often as expected (95 % interval {_interval(row)})."
-    )
-
-
-def _cluster_finding(table: pd.DataFrame) -> str:
-    row = table.iloc[0]
-    trusted = row["mean_silhouette"] > row["silhouette_floor"] and row["stability"] >= 0.5
-    verdict = "they may be read as kinds" if trusted else "so they should not be read as kinds of expert"
-    return (
-        f"{row['n_clusters']:.0f} clusters fit best: mean silhouette {row['mean_silhouette']:.2f} against "
-        f"{row['silhouette_floor']:.2f} for shuffled classes, stability {row['stability']:.2f} (1 is the same clusters "
-        f"whenever problems are drawn anew); {verdict}."
-    )
-
-
-def _fold(log2: float) -> str:
-    """A log2 ratio as a factor."""
-    return f"{2.0**log2:.2f}"
-
-
-def _interval(row: pd.Series) -> str:
-    return f"{_fold(row['ci_low'])} to {_fold(row['ci_high'])}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _number(value: float | None) -> str:
+    """Three digits; nothing for what is not there."""
+    return "" if value is None else f"{value:.3g}"
 
 
 def _markdown(text: str) -> str:
@@ -245,26 +166,7 @@ def _markdown(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "\\`*_[]|" else letter for letter in safe)
 
 
-_FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
-    "label_specialisation": _specialisation_finding,
-    "family_specialisation": _specialisation_finding,
-    "expert_load": _load_finding,
-    "load_balance": _balance_finding,
-    "coactivation": _coactivation_finding,
-    "expert_clusters": _cluster_finding,
-}
-
-_FIGURES: dict[str, Callable[[Run, pd.DataFrame], Sequence[go.Figure]]] = {
-    "label_specialisation": lambda _, table: [charts.specialisation_bars(table), charts.specialisation_volcano(table)],
-    "family_specialisation": lambda _, table: [charts.specialisation_bars(table), charts.specialisation_volcano(table)],
-    "expert_load": lambda run, table: [charts.load_heatmap(table, group_size=run.spec.group_size)],
-    "load_balance": lambda _, table: [charts.balance_lines(table)],
-    "coactivation": lambda _, table: [charts.coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
-    "expert_clusters": lambda _, table: [charts.cluster_map(table)],
-}
-
-
-def _write_table(path: Path, name: str, answer: pd.DataFrame | str) -> None:
+def _write_table(path: Path, name: str, answer: pd.DataFrame | UsageError) -> None:
     """Both files of a table, in its own order; a longer one keeps the rows to read first."""
     for old in (path.with_suffix(".csv"), path.with_suffix(".json")):
         old.unlink(missing_ok=True)
@@ -277,19 +179,26 @@ def _write_table(path: Path, name: str, answer: pd.DataFrame | str) -> None:
 def _write_pages(run: Run, folder: Path, first: dict[str, Any], sections: Sequence[Section]) -> None:
     values = {
         "headline": first,
+        "index": _records(findings_index({each.analysis.name: each.finding for each in sections})),
         "sections": sections,
         "limits": LIMITS,
         "manifest": json.dumps(run.manifest.to_dict(), indent=2, ensure_ascii=False),
     }
     pages = Environment(loader=PackageLoader("ling_probe"), autoescape=_is_html, trim_blocks=True, lstrip_blocks=True)
-    pages.filters["fold"] = _fold
+    pages.filters["fold"] = fold
+    pages.filters["number"] = _number
     pages.filters["markdown"] = _markdown
     pages.filters["figures"] = _figures_html
     pages.globals["plotly_js"] = Markup(get_plotlyjs())
     for name in ("report.html", "report.md"):
         (folder / name).write_text(pages.get_template(f"{name}.j2").render(values), encoding="utf-8")
-    answers = [{key: value for key, value in vars(each).items() if key != "figures"} for each in sections]
-    text = json.dumps({"headline": first, "sections": answers, "limits": LIMITS}, indent=2, ensure_ascii=False)
+    told = [
+        {name: getattr(each.analysis, name) for name in ("name", "question", "method")}
+        | {"finding": each.finding.sentence, "rows": each.rows, "total_rows": each.total_rows}
+        for each in sections
+    ]
+    written = {"headline": first, "index": values["index"], "sections": told, "limits": LIMITS}
+    text = json.dumps(written, indent=2, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -303,7 +212,11 @@ def _figures_html(section: Section) -> list[Markup]:
     for number, figure in enumerate(section.figures):
         plain = go.Figure(figure).update_layout(title_text="", margin_t=30)
         page = pio.to_html(
-            plain, full_html=False, include_plotlyjs=False, div_id=f"{section.name}-{number}", config=charts.EXPORT_CONFIG
+            plain,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"{section.analysis.name}-{number}",
+            config=charts.EXPORT_CONFIG,
         )
         found.append(Markup(page))
     return found

@@ -139,3 +139,17 @@ def log2_ratio(observed: Real[np.ndarray, "*rest"], expected: Real[np.ndarray, "
     [2.0, 0.0]
     """
     return np.log2((observed + 0.5) / (np.maximum(expected, 0.0) + 0.5))
+
+
+def bundles(n_sequences: int, *, most: int = 400, seed: int = 0) -> Integer[np.ndarray, " S"]:
+    """Deal sequences at random to at most `most` bundles of nearly equal size, the units that are then resampled.
+
+    A bundle of independent sequences is as good a unit as one sequence (its totals are independent of the others'), and the
+    totals of a run of any length then fit into memory. Up to `most` sequences, each is its own.
+
+    >>> bundles(3).tolist(), np.bincount(bundles(1000)).max().item()
+    ([0, 1, 2], 3)
+    """
+    if n_sequences <= most:
+        return np.arange(n_sequences)
+    return np.random.default_rng(seed).permutation(np.arange(n_sequences) % most)

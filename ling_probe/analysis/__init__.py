@@ -6,17 +6,24 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.load import expert_load, load_balance
-from ling_probe.analysis.registry import ANALYSES, Analysis, sure_effect, surest_first
+from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
+from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
 
 __all__ = [
     "ANALYSES",
+    "SINGLE",
     "Analysis",
+    "Finding",
+    "Verdict",
+    "answers",
     "coactivation",
     "expert_clusters",
     "expert_load",
     "family_specialisation",
+    "finding",
+    "findings_index",
     "label_specialisation",
     "load_balance",
     "script_main",

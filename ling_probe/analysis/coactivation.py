@@ -23,6 +23,7 @@ from scipy import sparse
 
 from ling_probe import stats
 from ling_probe.analysis.counting import require_sequences, segment_mask
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, fold, fold_interval, judge_cells, surest_first
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
 
@@ -175,3 +176,45 @@ def quasi_independent(sums: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, "N
     table = np.outer(a, a)
     np.fill_diagonal(table, 0.0)
     return table
+
+
+def _finding(table: pd.DataFrame) -> Finding:
+    found = table[table["q"] < DISCOVERY]
+    more = int((found["lift"] > 0).sum())
+    tested = (
+        f"Of {table['p'].count():,} tested pairs {more:,} are chosen together more often than groups and loads "
+        f"explain, and {len(found) - more:,} less often (q below 0.05)"
+    )
+    verdict = judge_cells(table, least=LEAST_EFFECT)
+    if found.empty:
+        return Finding(sentence=f"{tested}.", verdict=verdict, rung=0)
+    row = surest_first(found).iloc[0]
+    return Finding(
+        sentence=(
+            f"{tested}; the surest are experts {row['expert']} and {row['other']} of layer {row['layer']}, "
+            f"{fold(row['lift'])} times as often as expected (95 % interval {fold_interval(row)})."
+        ),
+        verdict=verdict,
+        rung=1,
+        effect=float(row["lift"]),
+        unit="log2 lift",
+        ci_low=float(row["ci_low"]),
+        ci_high=float(row["ci_high"]),
+        q=float(row["q"]),
+    )
+
+
+LEAST_EFFECT = 0.585
+"""Log2 lift below which company is not worth having: one and a half times as often."""
+
+COACTIVATION = Analysis(
+    function=coactivation,
+    question="Which experts are chosen together, beyond what groups and load make of it?",
+    claim="Some experts are chosen together beyond what groups and loads explain.",
+    method=(
+        "Tokens that chose both over the expected, log2. Null: independence given how many experts a token takes from each "
+        "group, and quasi-independence inside a group; p from a jackknife over blocks of sequences, corrected over all pairs."
+    ),
+    order=surest_first,
+    finding=_finding,
+)

@@ -8,6 +8,7 @@ from jaxtyping import Integer
 
 from ling_probe import metrics, stats
 from ling_probe.analysis.counting import count_choices, require_sequences, sequence_owner, sum_weights
+from ling_probe.analysis.question import Analysis, Finding, Verdict, fold, in_order, percent
 from ling_probe.run import Run
 
 
@@ -83,3 +84,67 @@ def _balance(run: Run, layer: int, counts: Integer[np.ndarray, "S E"], seed: int
         "dead": int(metrics.dead_experts(total)),
         "rare": int(metrics.rare_experts(total)),
     }
+
+
+def most_uneven_first(table: pd.DataFrame) -> pd.DataFrame:
+    """By distance from the even share."""
+    return table.iloc[np.argsort(-table["log2_ratio"].abs().to_numpy(), kind="stable")]
+
+
+def _load_finding(table: pd.DataFrame) -> Finding:
+    most, least = table.iloc[int(np.argmax(table["load"]))], table.iloc[int(np.argmin(table["load"]))]
+    even = 1 / table["expert"].nunique()
+    off = (table["ci_low"] > even) | (table["ci_high"] < even)
+    return Finding(
+        sentence=(
+            f"Layer {most['layer']:.0f}, expert {most['expert']:.0f} does the most, {fold(most['log2_ratio'])} times the even "
+            f"share ({percent(most['load'])} of its layer's choices, 95 % interval {percent(most['ci_low'])} to "
+            f"{percent(most['ci_high'])}); "
+            f"layer {least['layer']:.0f}, expert {least['expert']:.0f} the least, {fold(least['log2_ratio'])} times."
+        ),
+        verdict=Verdict.SUPPORTED if off.mean() > 2 * 0.05 else Verdict.CANNOT_TELL,
+        rung=1 if off.any() else 0,
+        effect=float(most["load"]) / even,
+        unit="times the even share",
+        ci_low=float(most["ci_low"]) / even,
+        ci_high=float(most["ci_high"]) / even,
+    )
+
+
+def _balance_finding(table: pd.DataFrame) -> Finding:
+    most, least = table.iloc[int(np.argmax(table["gini"]))], table.iloc[int(np.argmin(table["gini"]))]
+    return Finding(
+        sentence=(
+            f"Layer {most['layer']:.0f} is the least even (Gini {most['gini']:.3f}) and layer {least['layer']:.0f} the most "
+            f"({least['gini']:.3f}); a router without preference would show {most['gini_floor']:.3f}. "
+            f"Over all layers {table['dead'].sum()} experts are dead and {table['rare'].sum()} rare."
+        ),
+        verdict=Verdict.SUPPORTED if most["gini"] > most["gini_floor"] else Verdict.CANNOT_TELL,
+        rung=0,
+        effect=float(most["gini"]),
+        unit="Gini",
+    )
+
+
+EXPERT_LOAD = Analysis(
+    function=expert_load,
+    question="How much work does each expert do?",
+    claim="Some experts do more than the even share.",
+    method=(
+        "Share of all (token, slot) choices over the even share, log2, prompts included; intervals from a bootstrap over "
+        "sequences."
+    ),
+    order=most_uneven_first,
+    finding=_load_finding,
+)
+LOAD_BALANCE = Analysis(
+    function=load_balance,
+    question="How evenly is the work spread over the experts of a layer?",
+    claim="The load is less even than a router without preference would leave it.",
+    method=(
+        "Gini coefficient and maximal violation of the load. Null: a simulated router without any preference, limited to "
+        "groups as the model's is, after as many independent tokens."
+    ),
+    order=in_order,
+    finding=_balance_finding,
+)

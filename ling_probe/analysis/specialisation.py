@@ -33,11 +33,10 @@ from ling_probe.analysis.classified import (
     classified_steps,
     expected_choices,
 )
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
-DISCOVERY = 0.05
-"""Corrected p below which a row counts as found."""
 RETEST = 20_000
 """Permutations of the second test."""
 LEAST_OVERLAP = 0.1
@@ -191,3 +190,58 @@ def _retest(
             mine = names == name
             exceeding[mine] += stats.count_exceeding(values[:, mine], classified.codes == code, shuffled == code)
     return exceeding
+
+
+LEAST_EFFECT = 0.585
+"""Log2 ratio below which a preference is not worth having: one and a half times as often."""
+
+
+def _finding(table: pd.DataFrame) -> Finding:
+    kind = "label" if "label" in table.columns else "family"
+    place, others = ("steps", "other steps of the same family") if kind == "label" else ("problems", "other families")
+    found = table[table["q"] < DISCOVERY]
+    tested = f"{len(found):,} of {table['p'].count():,} (layer, expert, {kind}) cells differ from chance (q below 0.05)"
+    verdict = judge_cells(table, least=LEAST_EFFECT)
+    if found.empty:
+        nothing = f"{tested}: this run shows no preference for a {kind} beyond its tokens that survives the correction."
+        return Finding(sentence=nothing, verdict=verdict, rung=0)
+    row = surest_first(found).iloc[0]
+    return Finding(
+        sentence=(
+            f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, chosen {fold(row['log2_ratio'])} times as "
+            f"often in {row[kind]} {place} as the same tokens choose it in {others} (95 % interval {fold_interval(row)})."
+        ),
+        verdict=verdict,
+        rung=3 if verdict is Verdict.SUPPORTED else 0,
+        effect=float(row["log2_ratio"]),
+        unit="log2 ratio",
+        ci_low=float(row["ci_low"]),
+        ci_high=float(row["ci_high"]),
+        q=float(row["q"]),
+        token_effect=float(row["raw_log2_ratio"] - row["log2_ratio"]),
+    )
+
+
+LABEL_SPECIALISATION = Analysis(
+    function=label_specialisation,
+    question="Which experts prefer which kind of reasoning step?",
+    claim="Some expert prefers a kind of step beyond its words.",
+    method=(
+        "Choices over what the same tokens would choose in other steps of the same family, log2. Null: labels shuffled over "
+        "whole steps inside each problem; p corrected over all layers, experts and labels (Benjamini-Hochberg); intervals from "
+        "a bootstrap over sequences."
+    ),
+    order=surest_first,
+    finding=_finding,
+)
+FAMILY_SPECIALISATION = Analysis(
+    function=family_specialisation,
+    question="Which experts prefer which family of problems?",
+    claim="Some expert prefers a family of problems beyond its words.",
+    method=(
+        "Choices over what the same tokens would choose in other families, log2. Null: families shuffled over whole sequences; "
+        "p corrected over all layers, experts and families (Benjamini-Hochberg); intervals from a bootstrap over sequences."
+    ),
+    order=surest_first,
+    finding=_finding,
+)

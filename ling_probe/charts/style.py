@@ -1,0 +1,92 @@
+"""How every figure looks: colours, ticks, heatmaps, and text that Plotly shows letter by letter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+EXPORT_CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
+"""For `to_html` and for pages: nothing is offered to a cloud."""
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+"""Okabe and Ito's colours, with two of Tol's for the eighth cluster."""
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "triangle-down")
+MUTED = "rgba(128,128,128,0.9)"
+GRID = "rgba(128,128,128,0.25)"
+FOLDS = {"tickvals": [-2, -1, 0, 1, 2], "ticktext": ["¼", "½", "even", "2×", "4×"]}
+
+
+def escape(text: str) -> str:
+    """Text that Plotly shows letter by letter.
+
+    >>> escape("<b>R&D")
+    '&lt;b>R&amp;D'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def grid(table: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFrame:
+    """Values of a tidy table as rows by columns; a cell named twice is refused."""
+    # pivot refuses a cell named twice; pivot_table would average it unseen.
+    return table.pivot(index=down, columns=across, values=value)  # noqa: PD010
+
+
+def heatmap(cells: pd.DataFrame, bar: str, hover: str) -> go.Heatmap:
+    """A heatmap of log2 ratios from a quarter to four times, saturated beyond."""
+    return go.Heatmap(
+        z=cells.to_numpy(np.float32),
+        x=cells.columns.to_numpy(),
+        y=[str(row) for row in cells.index],
+        zmin=-2,
+        zmax=2,
+        colorscale="RdBu_r",
+        colorbar={"title": bar, **FOLDS},
+        hovertemplate=f"{hover}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def intervals(rows: pd.DataFrame, names: Sequence[str]) -> go.Scatter:
+    """The 95 % intervals of rows, one line each."""
+    ends = [(low, high, None) for low, high in zip(rows["ci_low"], rows["ci_high"], strict=True)]
+    return go.Scatter(
+        x=[end for three in ends for end in three],
+        y=[place for name in names for place in (name, name, None)],
+        mode="lines",
+        name="95 % interval",
+        line={"color": PALETTE[0], "width": 2},
+        hoverinfo="skip",
+    )
+
+
+def row_height(rows: int) -> int:
+    """Pixels of a heatmap with so many rows."""
+    return min(900, 200 + 24 * rows)
+
+
+def figure_of(traces: Sequence[Any], title: str, *, x: str, y: str, height: int) -> go.Figure:
+    """Traces as a figure with named axes."""
+    figure = go.Figure(list(traces))
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    return styled(figure, title, height=height)
+
+
+def styled(figure: go.Figure, title: str, *, height: int) -> go.Figure:
+    """A figure in the style of all."""
+    figure.update_layout(
+        template="none",
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 60, "b": 60},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        showlegend=any(trace.type != "heatmap" for trace in figure.data),
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True, title_standoff=8)
+    return figure
