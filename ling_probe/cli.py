@@ -18,7 +18,8 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ling_probe.benchmarks import Benchmark
+    from ling_probe.benchmarks import Benchmark, Record
+    from ling_probe.causal import Study
     from ling_probe.chat import Chat
     from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
@@ -42,6 +43,16 @@ class DtypeName(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Change(StrEnum):
+    """Ways to change routing in a causal study."""
+
+    exclude = "exclude"
+    silence = "silence"
+    force = "force"
+    bias = "bias"
+    route_as = "route_as"
 
 
 class OnError(StrEnum):
@@ -252,6 +263,55 @@ def analyze(
         findings[name] = finding(name, answer)
     if len(findings) > 1:
         _print_index(findings_index(findings), as_json=as_json)
+
+
+@app.command()
+def intervene(
+    model: Model,
+    benchmark: BenchmarkName,
+    folder: Annotated[Path, typer.Option("--run", help="The run in whose steps experts are picked.", metavar="RUN")],
+    split: Split = "test",
+    limit: Limit = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A kind of step; repeatable. All that some expert surely prefers if left out.")
+    ] = None,
+    kind: Annotated[
+        list[Change] | None,
+        typer.Option(help="Repeatable: exclude, silence, force, bias or route_as; exclude and route_as if left out."),
+    ] = None,
+    dose: Annotated[list[int] | None, typer.Option(help="Change so many experts; repeatable (default 4).", min=1)] = None,
+    value: Annotated[list[float] | None, typer.Option(help="Of bias: what is added to the choice score; repeatable.")] = None,
+    draws: Annotated[int, typer.Option(help="Matched draws of experts for each change.", min=1)] = 99,
+    seed: Annotated[int, typer.Option(help="Of the draws and the bootstrap.")] = 0,
+    into: Annotated[Path | None, typer.Option("--out", help="Folder of the study; RUN/causal if left out.")] = None,
+    batch_tokens: BatchTokens = 8192,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether steps need the experts they prefer: change routing, and compare with the same change to like experts.
+
+    A study that was interrupted goes on where it stopped when the command is repeated.
+    """
+    from ling_probe.causal import plan_study
+    from ling_probe.run import Run
+
+    run = Run.open(folder)
+    kinds = [each.value for each in kind or (Change.exclude, Change.route_as)]
+    with Console(stderr=True).status("picking experts"):
+        study, load = plan_study(
+            run, labels=label, kinds=kinds, numbers=dose or (4,), values=value or (), draws=draws, seed=seed
+        )
+    problems = _read(benchmark, split=split, limit=limit)
+    loaded = _load(model, revision, device, dtype, quiet=as_json)
+    table = _intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
+    if problems.name == run.manifest.benchmark.get("name") and split == run.manifest.benchmark.get("split") and not as_json:
+        out.print("note: experts were picked on these same problems; another --split gives effects on others", soft_wrap=True)
+    if missing := sorted(set(study.labels) - set(table["label"])):
+        Console(stderr=True).print(f"no problem has steps of these labels: {_clean(', '.join(missing))}", soft_wrap=True)
+    shown = ["label", "kind", "dose", "measure", "effect", "control", "excess", "excess_low", "excess_high", "p", "q"]
+    _print_frame("What changes to routing cost, in nats a token", table if as_json else table[shown], as_json=as_json)
 
 
 @app.command()
@@ -525,6 +585,20 @@ def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options
         except BaseException:
             bar.live.transient = True  # what went wrong is one line, without a bar before it
             raise
+
+
+def _intervened(
+    loaded: "LoadedLing", records: "list[Record]", study: "Study", load: dict[int, Any], folder: Path, batch_tokens: int
+) -> "pd.DataFrame":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ling_probe.causal import intervene
+
+    columns = (TextColumn("changing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("changing", total=None)
+        told = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        return intervene(loaded, records, study, load, folder, batch_tokens=batch_tokens, progress=told)
 
 
 def _facts(run: "Run") -> dict[str, Any]:
