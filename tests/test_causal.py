@@ -239,7 +239,7 @@ def test_another_study_in_the_folder_is_refused(loaded, records, tmp_path):
         intervene(loaded, records[:6], plan, LOAD, tmp_path)
     with pytest.raises(UsageError, match="nothing to change"):
         intervene(loaded, records, Study(targets=()), LOAD, tmp_path / "other")
-    with pytest.raises(UsageError, match='no problem has a "dance" step; these labels there are: add, answer'):
+    with pytest.raises(UsageError, match='no problem has a "dance" step; these labels there are: add, compare'):
         intervene(loaded, records, Study(targets=(), transplants=("dance",)), LOAD, tmp_path)
     with pytest.raises(InterventionError, match="layer 0 of random has no router"):
         Solutions(loaded, records).under([silence(0, [1])])
