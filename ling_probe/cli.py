@@ -55,6 +55,15 @@ class Change(StrEnum):
     route_as = "route_as"
 
 
+class Tunable(StrEnum):
+    """What an adaptation may move."""
+
+    router = "router"
+    bias = "bias"
+    experts = "experts"
+    all = "all"
+
+
 class OnError(StrEnum):
     """What a record that cannot be read does."""
 
@@ -406,6 +415,60 @@ class CacheDtypeName(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float8 = "float8"
+
+
+@app.command()
+def adapt(
+    model: Model,
+    benchmark: Annotated[
+        str,
+        typer.Argument(help="A file of problems with solutions, or stepbench: new problems of a split's kind."),
+    ] = "stepbench",
+    folder: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make.")] = Path("out/adapted"),
+    split: Split = "longer",
+    family: Annotated[str, typer.Option(help="Of stepbench.")] = "arithmetic",
+    tuned: Annotated[
+        Tunable, typer.Option("--tune", help="The routers; or, as references, their bias, as large a share of experts, or all.")
+    ] = Tunable.router,
+    steps: Annotated[int, typer.Option(help="Batches to learn from.", min=1)] = 200,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch.", min=1)] = 3072,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.", min=0)] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the draw of experts.")] = 0,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Also judge on this: a file, stepbench:SPLIT or stepbench:SPLIT:FAMILY; repeatable."),
+    ] = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tune only the routers on a task, and judge the task and others before and after."""
+    from itertools import chain, repeat
+
+    from ling_probe.adapt import Adaptation, Judge, Task, task_problems
+    from ling_probe.adapt import adapt as tune
+
+    _check_out(folder, resume=False)
+    own = f"stepbench:{split}:{family}" if benchmark == "stepbench" else benchmark
+    tasks = [Task.named(name, limit) for name in dict.fromkeys([own, *(judge or ["stepbench:test"])])]
+    problems = task_problems(family, split) if benchmark == "stepbench" else chain.from_iterable(repeat(tasks[0].records))
+    if benchmark != "stepbench":
+        Console(stderr=True).print(
+            f"note: {_clean(own)} is also what is learned; judge on other problems with --judge", soft_wrap=True
+        )
+    loaded = _load(model, None, device, DtypeName.float32, quiet=as_json)
+    asked = Adaptation(tuned=tuned.value, steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate, seed=seed)
+    judging = Judge(loaded, tasks)
+    with Console(stderr=True).status("judging before"):
+        rows = judging.rows("before")
+    with Console(stderr=True).status("adapting") as status:
+        for line in tune(loaded, problems, asked, folder):
+            status.update(f"adapting: step {line['step']} of {steps}, loss {line['loss']:.4f}")
+    with Console(stderr=True).status("judging after"):
+        rows += judging.rows("after")
+    _print_rows(f"{loaded.spec.name} with its {tuned.value} tuned on {own}", rows, as_json=as_json)
+    if not as_json:
+        out.print(f"saved to {folder}", soft_wrap=True)
 
 
 @app.command()
