@@ -275,6 +275,42 @@ def analyze(
 
 
 @app.command()
+def trace(
+    folder: RunFolder,
+    sequence: Annotated[str, typer.Argument(help="A sequence's id, or its number from 0.", metavar="SEQUENCE")],
+    as_json: Json = False,
+) -> None:
+    """Tell one problem's reasoning: each step, its most selective experts, and what they add to the answer."""
+    from ling_probe.analysis import label_specialisation
+    from ling_probe.run import Run
+    from ling_probe.step_view import answer_attribution, attribution_by_layer, sequence_number, step_table
+
+    run = Run.open(folder)
+    number = sequence_number(run, sequence)
+    with Console(stderr=True).status("finding what each step prefers"):
+        steps = step_table(run, number, label_specialisation(run))
+    problem = run.sequences.iloc[number]
+    if not as_json:
+        out.print(f"{_clean(problem['sequence_id'])}  {_clean(problem['prompt'].strip())}", soft_wrap=True)
+    steps["experts"] = [rows if as_json else _told_experts(rows) for rows in steps["experts"]]
+    _print_frame("Steps", steps.assign(table="steps") if as_json else steps, as_json=as_json)
+    try:
+        added = answer_attribution(run, number)
+        shown = added.assign(table="attribution") if as_json else attribution_by_layer(added)
+        _print_frame("Added directly to the logits of the tokens written, by layer", shown, as_json=as_json)
+    except UsageError as error:
+        Console(stderr=True).print(f"no attribution: {error}", soft_wrap=True)
+    if not as_json:
+        verdict = {True: "right", False: "wrong"}.get(problem["correct"], "not judged")
+        told = f"answer  {problem['predicted']} ({verdict}; expected {problem['answer']})"
+        out.print(_clean(told), soft_wrap=True)
+
+
+def _told_experts(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['layer']}.{row['expert']} {2 ** row['log2_ratio']:.1f}× ({row['times']})" for row in rows) or "none"
+
+
+@app.command()
 def intervene(
     model: Model,
     benchmark: BenchmarkName,
