@@ -105,7 +105,7 @@ def answer_attribution(run: Run, sequence: int) -> pd.DataFrame:
 def attribution_by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Logits of `answer_attribution` with a row a layer and a column a place, the answer last."""
     wide = table.pivot(index="layer", columns="step", values="logit")  # noqa: PD010
-    order = sorted(wide.columns, key=lambda step: (step == ANSWER, step))
+    order = sorted(map(int, wide.columns), key=lambda step: (step == ANSWER, step))
     names = ["answer" if step == ANSWER else f"step {step}" for step in order]
     return wide[order].set_axis(names, axis=1).reset_index()
 

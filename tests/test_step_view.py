@@ -90,7 +90,8 @@ def test_the_command_tells_steps_attribution_and_answer(make_run):
     assert {row["table"] for row in rows} == {"steps", "attribution"}
     steps = [row for row in rows if row["table"] == "steps"]
     assert [row["text"] for row in steps] == run.steps.query("sequence == 1")["text"].tolist()
-    told = CliRunner().invoke(app, ["trace", str(make_run(9).folder), "1"])
+    plain = make_run(9)
+    told = CliRunner().invoke(app, ["trace", str(plain.folder), "1"])
     assert told.exit_code == 0
     assert "no attribution: this run did not keep" in told.output
-    assert f"expected {run.sequences['answer'][1]}" in told.output
+    assert f"expected {plain.sequences['answer'][1]}" in told.output
