@@ -191,7 +191,8 @@ class ShuffleSums:
         """Sums over items with their values, label and block; without `blocks`, all are in one."""
         block = np.zeros_like(labels) if blocks is None else blocks
         by_label, by_block = (_sums_by(of, n, values.dtype) for of, n in ((labels, n_labels), (block, n_blocks)))
-        powers = np.stack([by_block @ values**power for power in (1, 2, 3)]).astype(float)
+        squares = values * values
+        powers = np.stack([by_block @ power for power in (values, squares, squares * values)]).astype(float)
         counts = np.bincount(labels * n_blocks + block, minlength=n_labels * n_blocks).reshape(n_labels, n_blocks).astype(float)
         return cls((by_label @ values).astype(float), powers, counts)
 
