@@ -8,7 +8,7 @@ import pytest
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
 from ling_probe import report
-from ling_probe.analysis import ANALYSES, label_specialisation, specialisation
+from ling_probe.analysis import ANALYSES, label_specialisation
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
 from ling_probe.report import headline, write_report
@@ -172,8 +172,7 @@ def test_a_run_without_steps_answers_what_it_can(make_run, tmp_path):
     assert not answered["expert_clusters"]
 
 
-def test_text_from_outside_is_shown_not_obeyed(tmp_path, monkeypatch):
-    monkeypatch.setattr(specialisation, "RETEST", 1000)
+def test_text_from_outside_is_shown_not_obeyed(tmp_path):
     spec = synthetic_spec(name=NASTY)
     labels = {NASTY: (NASTY, "add"), "other": ("add", "multiply")}
     traces = synthetic_traces(spec, 20, rng=np.random.default_rng(0), labels=labels)
