@@ -9,6 +9,7 @@ from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -18,6 +19,7 @@ ANALYSES: dict[str, Analysis] = {
     for each in (
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
+        STEP_SIMILARITY,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COACTIVATION,
