@@ -11,6 +11,7 @@ from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.similarity import step_similarity
+from ling_probe.analysis.solutions import answer_prediction
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "answer_prediction",
     "answers",
     "causal_effects",
     "coactivation",

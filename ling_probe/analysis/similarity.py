@@ -175,10 +175,10 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"In layer {row['layer']} steps of one label are routed more alike than steps of two by a cosine of "
-            f"{gap['raw']:.3f}, where their tokens alone would make it {gap['words']:.3f}. What is left beyond the tokens differs "
-            f"by {gap['token']:.3f}, at the same place of the solution by {row['gap']:.3f} (95 % interval {row['ci_low']:.3f} to "
-            f"{row['ci_high']:.3f}), in one problem by {gap['problem']:.3f}. Of {len(kept)} layers "
-            f"{sure.get('position', 0)} keep a difference at equal tokens and place, {sure.get('problem', 0)} inside one problem."
+            f"{gap['raw']:.3f}, where their tokens alone would make it {gap['words']:.3f}. What is left beyond the tokens "
+            f"differs by {gap['token']:.3f}, at the same place of the solution by {row['gap']:.3f} (95 % interval "
+            f"{row['ci_low']:.3f} to {row['ci_high']:.3f}), in one problem by {gap['problem']:.3f}. Of {len(kept)} layers "
+            f"{sure.get('position', 0)} keep a difference at equal tokens and place, {sure.get('problem', 0)} in one problem."
         ),
         verdict=verdict,
         rung=3 if verdict is Verdict.SUPPORTED else 0,

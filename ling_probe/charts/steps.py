@@ -41,3 +41,24 @@ def similarity_lines(table: pd.DataFrame) -> go.Figure:
     figure = figure_of(traces, question, x="layer", y="same label minus different, mean cosine", height=460)
     figure.add_hline(y=0, line={"color": MUTED, "dash": "dot"})
     return figure.update_xaxes(type="category")
+
+
+def auroc_bars(table: pd.DataFrame) -> go.Figure:
+    """What tells wrong from right solutions in `answer_prediction`, with 95 % intervals; 0.5 is chance."""
+    points = go.Scatter(
+        x=table["auroc"].to_numpy(),
+        y=table["features"].to_list(),
+        mode="markers",
+        marker={"color": PALETTE[0], "size": 10},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": (table["ci_high"] - table["auroc"]).to_numpy(),
+            "arrayminus": (table["auroc"] - table["ci_low"]).to_numpy(),
+        },
+        hovertemplate="%{y}<br>AUROC %{x:.3f}<extra></extra>",
+    )
+    question = ANALYSES["answer_prediction"].question
+    figure = figure_of([points], question, x="AUROC on held-out solutions", y="", height=360)
+    figure.add_vline(x=0.5, line={"color": MUTED, "dash": "dash"})
+    return figure.update_yaxes(autorange="reversed", type="category", automargin=True).update_layout(showlegend=False)
