@@ -21,7 +21,10 @@ def run_of(folder, n=120, *, seed=0, boost=0.0):
     families = {"arithmetic": ("add", "multiply"), "wrong": ("add", "multiply")}
     plants = (Planted(2, 5, "wrong", boost),) if boost else ()
     made = synthetic_traces(spec, n, rng=rng, planted=plants, labels=families)
-    traces = [replace(trace, correct=trace.family != "wrong", family="arithmetic", sequence_id=f"s{place}") for place, trace in enumerate(made)]  # fmt: skip
+    traces = [
+        replace(trace, correct=trace.family != "wrong", family="arithmetic", sequence_id=f"s{place}")
+        for place, trace in enumerate(made)
+    ]
     run = Run.create(folder, spec=spec, model={}, benchmark={}, options={})
     run.append(traces)
     return run

@@ -169,8 +169,9 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"{row['wrong']} wrong against {row['right']} right solutions: routing alone tells them apart with an AUROC of "
-            f"{told['routing']:.3f} (0.5 is chance), words {told['words']:.3f}, length, loss and words together {told['length, loss and words']:.3f}. "
-            f"Routing adds {row['gain']:+.3f} to the last (95 % interval {row['gain_low']:+.3f} to {row['gain_high']:+.3f})."
+            f"{told['routing']:.3f} (0.5 is chance), words {told['words']:.3f}, length, loss and words together "
+            f"{told['length, loss and words']:.3f}. Routing adds {row['gain']:+.3f} to the last (95 % interval "
+            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f})."
         ),
         verdict=verdict,
         rung=4 if verdict is Verdict.SUPPORTED else 0,
