@@ -1,0 +1,64 @@
+"""From a text to its reasoning steps, by the segmenter that was chosen."""
+
+from ling_probe.benchmarks import Record, Step, answer_of
+from ling_probe.errors import UsageError
+from ling_probe.stepbench import read_line
+from ling_probe.steps.boundaries import SEGMENTERS, cut_text
+from ling_probe.steps.labels import label_text
+
+CHOICES = ("auto", "annotated", *SEGMENTERS)
+"""Ways to find the steps of a text."""
+RULES_VERSION = 1
+"""Of the rules that cut and label a text; it grows with every change to what they give."""
+_STEPBENCH = "stepbench"
+
+
+def segment(record: Record, completion: str, *, steps: str = "auto") -> tuple[Step, ...]:
+    """Cut a completion into steps.
+
+    ``annotated`` steps are the record's own where the completion is its solution. Any other text about a stepbench problem is read
+    line by line in stepbench's grammar, which knows whether a line holds; blank lines and lines that only give the answer are none.
+    ``rules``, ``sentences`` and ``lines`` cut any text (`boundaries`) and label it (`labels`); their steps hold every character,
+    and nobody says of them whether they are correct. ``auto`` takes what is annotated, and ``rules`` where nothing is.
+
+    Raises:
+        UsageError: No such segmenter, or annotated steps were asked for and there are none.
+    """
+    check_choice(steps)
+    if steps in ("auto", "annotated"):
+        if record.steps and completion == record.solution:
+            return record.steps
+        if record.benchmark == _STEPBENCH:
+            return _stepbench(record, completion)
+        if steps == "annotated":
+            raise UsageError(
+                f"nobody annotated steps of this text of record {record.id}; find them with auto, rules or sentences"
+            )
+    answer = answer_of(record.format).line
+    spans = cut_text(completion, "rules" if steps == "auto" else steps, answer)
+    return tuple(_labelled(completion, start, stop, *label_text(completion[start:stop], answer)) for start, stop in spans)
+
+
+def check_choice(steps: str) -> None:
+    """Refuse a name that is not in `CHOICES`.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if steps not in CHOICES:
+        raise UsageError(f'no way to find steps is called "{steps}"; these there are: {", ".join(CHOICES)}')
+
+
+def _labelled(text: str, start: int, stop: int, label: str, inputs: tuple[str, ...], result: str) -> Step:
+    return Step(label=label, text=text[start:stop].strip(), start=start, stop=stop, inputs=inputs, result=result)
+
+
+def _stepbench(record: Record, completion: str) -> tuple[Step, ...]:
+    steps, start, answer = [], 0, answer_of(record.format).line
+    for line in completion.split("\n"):
+        stop = min(start + len(line) + 1, len(completion))
+        if line.strip() and not answer.match(line):
+            label, inputs, result, correct = read_line(line, record.family, record.prompt)
+            steps.append(Step(label=label, text=line, start=start, stop=stop, inputs=inputs, result=result, correct=correct))
+        start = stop
+    return tuple(steps)
