@@ -4,7 +4,7 @@ Steps are annotated by their benchmark, or found by rules that any text can be c
 """
 
 from ling_probe.steps.boundaries import SEGMENTERS
-from ling_probe.steps.choice import CHOICES, RULES_VERSION, check_choice, segment
+from ling_probe.steps.choice import CHOICES, RULES_VERSION, check_steps, segment
 from ling_probe.steps.labels import LABELS
 from ling_probe.steps.places import answer_start, judge, token_spans
 
@@ -14,7 +14,7 @@ __all__ = [
     "RULES_VERSION",
     "SEGMENTERS",
     "answer_start",
-    "check_choice",
+    "check_steps",
     "judge",
     "segment",
     "token_spans",

@@ -35,8 +35,11 @@ class Line(NamedTuple):
     """Whether a blank line comes before it."""
 
 
-_MARK = re.compile(r"^[ \t]*(?:```|~~~)|(?<!\\)(?:\$\$|\$|\\[\[\]()])|\\(?:begin|end)\{\w+\*?\}", re.MULTILINE)
-_CLOSING = {"```": "```", "~~~": "~~~", "$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
+MOST_STEPS = 2**15
+"""A run numbers the steps of a sequence in 16 bits; the last of so many holds the rest of its text."""
+
+_MARK = re.compile(r"^[ \t]*(?:```|~~~)|(?<!\\)(?:\$\$|\$|\\[\[\]()])|\\(?:begin|end)\{\w+\*?\}|\[/?asy\]", re.MULTILINE)
+_CLOSING = {"```": "```", "~~~": "~~~", "$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)", "[asy]": "[/asy]"}
 _BLANK = re.compile(r"\n[ \t]*\n")
 _GAP = re.compile(r"\s*")
 _THINK = re.compile(r"(?=<think>)|</think>")
@@ -48,10 +51,10 @@ _HEADING = re.compile(r"#{1,6}\s.*|\*\*[^*\n]+\*\*:?|(?:step|case|part)\s*\d+[.:
 _RELATION = re.compile(r"[=<>≤≥≈&+]|\\(?:leq?|geq?|approx|implies|Rightarrow|iff)\b")
 _DISPLAY = re.compile(r"\$\$|\\\[|\\begin\{")
 _DISPLAY_END = re.compile(r"(?:\$\$|\\\]|\\end\{\w+\*?\})[.,;]?$")
-_WRAPPED = 60
-"""A line of so many characters that ends inside a sentence was broken to fit."""
 
-_SENTENCE_END = re.compile(r"(?<![.?!])[.?!]++[)\]\"'”’*_]*+(?=\s)|[。？！][”」』）]*|(?=\s(?:\*\*)?Step \d+\s*[:.])")
+_SENTENCE_END = re.compile(
+    r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*|(?=\s(?:\*\*)?Step \d+\s*[:.])"
+)
 _ABBREVIATION = re.compile(r"\b(?:mrs?|ms|dr|prof|st|figs?|eqs?|thm|cf|vs|approx|resp|ca|pp|viz|al|e\.g|i\.e)$", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(r"\b(?:nos?|vol|sec|ch|p)$", re.IGNORECASE)
 _MARKER = re.compile(r"(?:^|[\n.?!])\s*[*#]*\s*\(?(?:\d{1,2}|[a-z])$|\b(?:step|case|part)\s+\d+$", re.IGNORECASE)
@@ -109,7 +112,7 @@ def _kept(text: str, start: int, stop: int, end: int | None, mark: str, blanks: 
     if end is None:
         return []
     if mark not in ("$", "\\("):
-        return [Kept(start, end)]
+        return [Kept(start, end, is_code=mark == "[asy]")]
     # A dollar is money and opens nothing where a space follows it, or where the next one has a space before or a digit after.
     money = mark == "$" and (text[stop].isspace() or text[end - 2].isspace() or text[end : end + 1].isdigit())
     crosses = bisect_left(blanks, start) < bisect_left(blanks, end)
@@ -184,14 +187,13 @@ def _block_starts(lines: Sequence[Line]) -> Iterator[int]:
 
 
 def _goes_on(before: str, line: Line) -> bool:
-    """Whether a line belongs to the one before: a lead-in, a display inside a sentence, a derivation, a broken line."""
+    """Whether a line belongs to the one before: a lead-in, a display in a sentence, a derivation."""
     end = before[-_SEEN_BACK:]
     if end.endswith((":", "：")) or _HEADING.fullmatch(before) or _RELATION.match(line.text):
         return True
     if _DISPLAY.match(line.text):
         return not end.endswith((".", "?", "!"))
-    broken = not line.apart and len(before) >= _WRAPPED and not end.endswith((".", "?", "!"))
-    return line.text[0].islower() and (broken or end.endswith(",") or bool(_DISPLAY_END.search(end)))
+    return line.text[0].islower() and (end.endswith(",") or bool(_DISPLAY_END.search(end)))
 
 
 def _ends_sentence(text: str, found: re.Match[str]) -> bool:
@@ -210,9 +212,9 @@ def _tiled(text: str, cuts: Sequence[int]) -> list[tuple[int, int]]:
     """Spans between cuts, a blank one joined to the one before it, or to the one after if it is the first."""
     starts: list[int] = []
     for start, stop in pairwise([*cuts, len(text)]):
-        if not text[start:stop].isspace():
+        if text[start:stop].strip():
             starts.append(start if starts else 0)
-    return list(pairwise([*starts, len(text)])) if starts else []
+    return list(pairwise([*starts[:MOST_STEPS], len(text)])) if starts else []
 
 
 SEGMENTERS: Mapping[str, Callable[[str, int, int, Sequence[Kept]], Iterator[int]]] = {
@@ -220,5 +222,8 @@ SEGMENTERS: Mapping[str, Callable[[str, int, int, Sequence[Kept]], Iterator[int]
     "sentences": _sentence_starts,
     "lines": _line_starts,
 }
-"""Where steps begin in a part of a text. ``rules``: as the text itself marks them, by items, paragraphs and lines, or if it has none of
-these by sentences. ``sentences``: every sentence. ``lines``: every line."""
+"""Where steps begin in a part of a text.
+
+``rules``: as the text itself marks them, by items, paragraphs and lines; by sentences if it has none of these. ``sentences``:
+every sentence, and every line that does not go on from the one before. ``lines``: every line.
+"""

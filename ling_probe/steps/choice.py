@@ -1,5 +1,7 @@
 """From a text to its reasoning steps, by the segmenter that was chosen."""
 
+from collections.abc import Iterable
+
 from ling_probe.benchmarks import Record, Step, answer_of
 from ling_probe.errors import UsageError
 from ling_probe.stepbench import read_line
@@ -11,42 +13,46 @@ CHOICES = ("auto", "annotated", *SEGMENTERS)
 RULES_VERSION = 1
 """Of the rules that cut and label a text; it grows with every change to what they give."""
 _STEPBENCH = "stepbench"
+_REMEDY = "find them by auto, rules, sentences or lines"
 
 
 def segment(record: Record, completion: str, *, steps: str = "auto") -> tuple[Step, ...]:
     """Cut a completion into steps.
 
-    ``annotated`` steps are the record's own where the completion is its solution. Any other text about a stepbench problem is read
-    line by line in stepbench's grammar, which knows whether a line holds; blank lines and lines that only give the answer are none.
-    ``rules``, ``sentences`` and ``lines`` cut any text (`boundaries`) and label it (`labels`); their steps hold every character,
-    and nobody says of them whether they are correct. ``auto`` takes what is annotated, and ``rules`` where nothing is.
+    ``annotated`` steps are the record's own where the completion is its solution. Any other text about a stepbench problem is
+    read line by line in stepbench's grammar, which knows whether a line holds; blank lines and lines that only give the answer
+    are no steps. ``rules``, ``sentences`` and ``lines`` cut any text (`boundaries`) and label it (`labels`): their steps hold
+    every character, and nobody says of them whether they are correct. ``auto`` takes what is annotated, or else ``rules``.
 
     Raises:
         UsageError: No such segmenter, or annotated steps were asked for and there are none.
     """
-    check_choice(steps)
+    check_steps(steps)
     if steps in ("auto", "annotated"):
         if record.steps and completion == record.solution:
             return record.steps
         if record.benchmark == _STEPBENCH:
             return _stepbench(record, completion)
         if steps == "annotated":
-            raise UsageError(
-                f"nobody annotated steps of this text of record {record.id}; find them with auto, rules or sentences"
-            )
+            raise UsageError(f"nobody annotated the steps of this text of record {record.id}; {_REMEDY}")
     answer = answer_of(record.format).line
     spans = cut_text(completion, "rules" if steps == "auto" else steps, answer)
     return tuple(_labelled(completion, start, stop, *label_text(completion[start:stop], answer)) for start, stop in spans)
 
 
-def check_choice(steps: str) -> None:
-    """Refuse a name that is not in `CHOICES`.
+def check_steps(steps: str, records: Iterable[Record] = (), *, generated: bool = False) -> None:
+    """Refuse what cannot be done before a model is run.
 
     Raises:
-        UsageError: It is not.
+        UsageError: No such way to find steps, or a record whose text, its own or a generated one, has no annotated steps.
     """
     if steps not in CHOICES:
         raise UsageError(f'no way to find steps is called "{steps}"; these there are: {", ".join(CHOICES)}')
+    if steps == "annotated":
+        bare = next((each for each in records if each.benchmark != _STEPBENCH and (generated or not each.steps)), None)
+        if bare:
+            text = "a text that a model writes" if generated else f"the solution of record {bare.id}"
+            raise UsageError(f"nobody annotated the steps of {text}; {_REMEDY}")
 
 
 def _labelled(text: str, start: int, stop: int, label: str, inputs: tuple[str, ...], result: str) -> Step:

@@ -5,13 +5,15 @@ The first rule that fits names the step:
 1. ``answer`` only gives the answer, in a form of the record's format; ``code`` is fenced code.
 2. ``backtrack`` or ``check``, where the step opens with it ("Wait, ...", "Let me verify ...") or says so outright.
 3. The operation of the equations it writes: ``add``, ``subtract``, ``multiply``, ``divide``, or ``calculate`` for several.
-4. The first of `_CUES` whose words are in it.
-5. ``calculate`` for any other equation; ``plan`` and ``deduce`` by weaker words; else ``other``.
+4. ``ask``, where it ends in a question mark.
+5. The first of `_CUES` whose words are in it, from ``conclude`` to ``recall``.
+6. ``calculate`` for any other equation; ``deduce`` and ``plan`` by weaker words; else ``other``.
 
-Words are English; a step in another language is named by its equations or is ``other``. Nobody is asked whether a step holds.
+The words are English; a step in another language is named by its equations or is ``other``. Whether a step holds is not asked.
 """
 
 import re
+from collections.abc import Mapping
 
 from ling_probe.benchmarks.operations import OTHER, SEVERAL, Labelled, read_operations
 
@@ -22,71 +24,85 @@ LABELS = (
 """Every label that the rules give."""
 
 _NOTATION = (
-    (re.compile(r"\*\*|__|(?<!\\)\\[()\[\]]|\$\$?(?=[\d\\])"), lambda found: "\n" if found[0][0] == "\\" else ""),
+    (re.compile(r"(?<!\d)\*\*|\*\*(?!\d)|__|\{,\}|\\(?:left|right|displaystyle|[,;!])(?![a-zA-Z])"), ""),
+    (re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\quad"), " "),
+    (re.compile(r"(?<!\\)\\[()\[\]]"), "\n"),
     (re.compile(r"\\[dt]?frac\{(\d[\d,.]*)\}\{(\d[\d,.]*)\}"), r"\1/\2"),
-    (re.compile(r"\\(?:left|right|,|;|!|quad|displaystyle)(?![a-zA-Z])|\{,\}"), ""),
-    (re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}"), " "),
 )
-_MARKER = re.compile(
-    r"(?:[\s>#*_]|</?think>)*+(?:(?:(?:step|case|part)\s*\d+|\(?\d{1,2}[.)]|\([a-z]\)|[-•])(?:[\s:.*_–-])+)?", re.IGNORECASE
+_BEFORE = re.compile(
+    r"(?:[\s>#*_]|</?think>)*+(?:(?:(?:step|case|part)\s*\d+|\(?\d{1,2}[.)]|\([a-z]\)|[-•])[\s:.*_–-]+)?+", re.IGNORECASE
 )
 """What a step may begin with before it says anything."""
+_EQUATION = re.compile(r"(?<![<>=!:])=(?![=>])")
 
 
-def _cue(*words: str) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(words)})", re.IGNORECASE)
+def _words(*patterns: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(patterns)})", re.IGNORECASE)
 
 
-_LET = r"(?:let(?:'s|’s| us| me)|(?:we|i)(?:'ll| will| can| should| need to)?)"
-_OPENINGS = {
-    "backtrack": _cue(
-        r"(?:(?:but|oh|ah|okay|ok|so|no)[,. ]+){0,2}(?:wait|actually|hold on|hmm+|oops|scratch that|on second thought|alternatively)\b",
-        r"no[,.] ", rf"{_LET} (?:re-?(?:think|consider|start|do|examine|evaluate)|try (?:again|another|a different))",
+_WE = r"(?:let(?:['’]s| us| me)|(?:we|i)(?:['’]ll| will| can| should| need to)?)"
+_OPENING = {
+    "backtrack": _words(
+        r"(?:(?:but|oh|ah|okay|ok|so|no)[,. ]+){0,2}(?:wait|actually|hold on|hmm+|oops|scratch that|alternatively)\b",
+        r"no[,.] ",
+        r"on second thought",
+        rf"{_WE} (?:re-?(?:think|consider|start|do|examine|evaluate)|try (?:again|another|a different))",
     ),
-    "check": _cue(
-        rf"(?:(?:now|so|first|finally|next)[, ]+)?(?:{_LET} |to )?(?:also |quickly )?(?:double[- ]?check|verify|check|sanity|confirm)",
+    "check": _words(
+        rf"(?:(?:now|so|first|finally|next)[, ]+)?(?:{_WE} |to )?(?:also |quickly )?(?:double[- ]?check|verify|check|confirm)",
         r"checking|verif(?:ication|ying)|as a check",
     ),
-}  # fmt: skip
-_OUTRIGHT = {
-    "backtrack": _cue(
-        r"(?:that|this)(?:'s|’s| is) (?:not right|wrong|incorrect|a mistake)",
-        r"i (?:made|think i made) (?:a|an) (?:mistake|error)",
+}
+_ANYWHERE = {
+    "backtrack": _words(
+        r"(?:that|this)(?:['’]s| is) (?:not right|wrong|incorrect|a mistake)", r"i (?:think i )?made (?:a|an) (?:mistake|error)"
     ),
-    "check": _cue(r"double[- ]?check", rf"{_LET} (?:verify|check|confirm)", r"sanity check"),
+    "check": _words(r"double[- ]?check", rf"{_WE} (?:verify|check|confirm)\b", r"sanity check"),
 }
 _CUES = {
-    "conclude": _cue(
-        r"(?:final |correct )?answer(?: \w+){0,3} (?:is|should be|must be|would be)\b", r"final answer", r"in (?:conclusion|summary)",
-        r"to (?:conclude|summari[sz]e)", r"altogether\b", r"(?:solution|answer) to the (?:problem|question)",
+    "conclude": _words(
+        r"answer(?: \w+){0,3} (?:is|should be|must be|would be)\b",
+        r"final answer|altogether\b",
+        r"in (?:conclusion|summary)|to (?:conclude|summari[sz]e)",
+        r"(?:solution|answer) to the (?:problem|question)",
     ),
-    "compare": _cue(
-        r"compar(?:e|es|ed|ing|ison)\b", r"(?:is|are) (?:\w+ )?(?:greater|larger|smaller|less|bigger|higher|lower|fewer) than",
+    "compare": _words(
+        r"compar(?:e|es|ed|ing|ison)\b",
+        r"(?:is|are) (?:\w+ )?(?:greater|larger|smaller|less|bigger|higher|lower|fewer) than",
         r"\d\s*(?:[<>≤≥]|\\[lg]eq?\b)\s*\d",
     ),
-    "substitute": _cue(r"substitut", r"plug(?:s|ging)? (?:\S+ ){0,4}(?:in|into|back)\b", r"replac(?:e|es|ing) (?:\S+ ){1,6}(?:with|by)\b"),
-    "simplify": _cue(
-        r"simplif", r"expand", r"factor(?:s|ed|ing|i[sz]\w+)\b", r"cancel", r"rearrang", r"rewrit", r"combin(?:e|ing) (?:the )?(?:like )?terms",
-        r"both sides", r"isolat(?:e|ing)", r"solv(?:e|ing) for\b",
+    "substitute": _words(
+        r"substitut", r"plug(?:s|ging)? (?:\S+ ){0,4}(?:in|into|back)\b", r"replac(?:e|es|ing) (?:\S+ ){1,6}(?:with|by)\b"
     ),
-    "count": _cue(r"count(?:s|ed|ing)?\b", r"(?:number of |\d+ |\w+ )ways\b", r"possibilities", r"how many \w+ (?:are|there)"),
-    "recall": _cue(
-        r"recall\b", r"remember\b", r"we (?:already )?know", r"(?:it is|is well) known", r"(?:we are|is|are) given", r"given (?:that|:|information)",
-        r"the (?:problem|question) (?:says|states|asks|tells|gives)", r"according to", r"by (?:definition|the (?:\S+ ){1,4}(?:theorem|formula|law|rule"
-        r"|identity|inequality|property|lemma))", r"(?:theorem|law|formula) (?:states|says|for|is)\b",
+    "simplify": _words(
+        r"simplif|expand|cancel|rearrang|rewrit|isolat(?:e|ing)|factor(?:s|ed|ing|i[sz]\w+)\b",
+        r"combin(?:e|ing) (?:the )?(?:like )?terms",
+        r"both sides|solv(?:e|ing) for\b",
     ),
-}  # fmt: skip
-"""Ascending in how easily the words are said by the way."""
-_EQUATION = re.compile(r"(?<![<>=!:])=(?![=>])")
-_PLAN = _cue(
-    r"(?:first|next|now|then|to start|to begin)?,?\s*" + _LET + r"\b", r"(?:need|have|want|going) to\b",
-    r"to (?:find|solve|determine|calculate|compute|figure|do|get|answer)\b", r"(?:our|the|my) (?:goal|plan|idea|approach|strategy)", r"start by\b",
-)  # fmt: skip
-_DEDUCE = _cue(
-    r"so\b", r"therefore", r"thus", r"hence", r"since\b", r"because", r"impl(?:y|ies)", r"which means", r"this means", r"it follows", r"consequently",
-    r"we (?:get|have|obtain|see|find|conclude)\b", r"if\b(?=.*\bthen\b)", r"must be\b",
-)  # fmt: skip
-_CALCULATE = _cue(r"calculat", r"comput", r"evaluat")
+    "count": _words(r"count(?:s|ed|ing)?\b", r"(?:number of |\w+ )ways\b|possibilities", r"how many \w+ (?:are|there)"),
+    "recall": _words(
+        r"recall\b|remember\b|according to|we (?:already )?know|(?:it is|is well) known",
+        r"(?:we are|is|are) given(?! by)|given (?:that|:|information)",
+        r"the (?:problem|question) (?:says|states|asks|tells|gives)",
+        r"by (?:definition|the (?:\S+ ){1,4}(?:theorem|formula|law|rule|identity|inequality|property|lemma))",
+        r"(?:theorem|law|formula) (?:states|says|for|is)\b",
+    ),
+}
+"""By how seldom the words are said by the way."""
+_DEDUCE = _words(
+    r"so\b|therefore|thus|hence|since\b|because|impl(?:y|ies)|consequently|it follows|must be\b",
+    r"(?:which|this) means|we (?:get|have|obtain|see|find|conclude)\b|if\b(?=.{0,200}\bthen\b)",
+)
+_WEAK = {
+    "plan": _words(
+        rf"{_WE}\b",
+        r"(?:need|have|want|going) to\b|start by\b",
+        r"to (?:find|solve|determine|calculate|compute|figure|do|get|answer)\b",
+        r"(?:our|the|my) (?:goal|plan|idea|approach|strategy)",
+    ),
+    "deduce": _DEDUCE,
+    SEVERAL: _words(r"calculat|comput|evaluat"),
+}
 
 
 def label_text(text: str, answer: re.Pattern[str]) -> Labelled:
@@ -100,38 +116,33 @@ def label_text(text: str, answer: re.Pattern[str]) -> Labelled:
     said = text.strip()
     if answer.fullmatch(said):
         return Labelled("answer")
-    if said.startswith(("```", "~~~")):
+    if said.startswith(("```", "~~~", "[asy]")):
         return Labelled("code")
-    found = read_operations(_plainly(said))
-    return found._replace(label=_label(said[_opening(said) :], found.label))
-
-
-def _opening(text: str) -> int:
-    match = _MARKER.match(text)
-    return match.end() if match else 0
+    found, before = read_operations(_plain(said)), _BEFORE.match(said)
+    return found._replace(label=_label(said[before.end() if before else 0 :], found.label))
 
 
 def _label(said: str, operation: str) -> str:
-    for label, cue in _OPENINGS.items():
-        if cue.match(said) or _OUTRIGHT[label].search(said):
+    for label, opening in _OPENING.items():
+        if opening.match(said) or _ANYWHERE[label].search(said):
             return label
     if operation != OTHER:
         return operation
     if said.endswith(("?", "？")):
         return "ask"
-    for label, cue in _CUES.items():
-        if cue.search(said):
-            return label
+    if label := _first(_CUES, said):
+        return label
     if _EQUATION.search(said):
         return SEVERAL
-    if _DEDUCE.match(said):
-        return "deduce"
-    weak = (("plan", _PLAN), ("deduce", _DEDUCE), (SEVERAL, _CALCULATE))
-    return next((label for label, cue in weak if cue.search(said)), OTHER)
+    return "deduce" if _DEDUCE.match(said) else _first(_WEAK, said) or OTHER
 
 
-def _plainly(text: str) -> str:
-    r"""Mathematics as `read_operations` reads it: without markup, ``\frac{1}{2}`` as 1/2."""
+def _first(cues: Mapping[str, re.Pattern[str]], said: str) -> str:
+    return next((label for label, cue in cues.items() if cue.search(said)), "")
+
+
+def _plain(text: str) -> str:
+    r"""Mathematics as `read_operations` reads it: without markup, and with ``\frac{1}{2}`` as 1/2."""
     for pattern, plain in _NOTATION:
         text = pattern.sub(plain, text)
     return text
