@@ -1,7 +1,7 @@
 """How well the rules agree with steps that people, or the generator of a benchmark, marked.
 
 Boundaries are places between words, so a text has the same ones with its layout and without. As many benchmarks write a step a
-line, or are written so by their readers, line ends give the steps away; ``layout="removed"`` puts all words on one line.
+line, or are written so by their readers, line ends give the steps away; in the layout ``removed`` all words are on one line.
 """
 
 import re
@@ -19,7 +19,8 @@ from ling_probe.stats import bootstrap_weights, percentile_interval
 from ling_probe.steps.boundaries import SEGMENTERS
 from ling_probe.steps.choice import segment
 
-LAYOUTS = ("written", "removed")
+_COMPARED = (*(("written", segmenter) for segmenter in SEGMENTERS), ("removed", "sentences"))
+"""Layouts and segmenters; a text on one line has one line, and rules cut it by sentences."""
 OPERATIONS = ("add", "subtract", "multiply", "divide", "calculate", "compare")
 """Labels that the rules and benchmarks share."""
 _NONE = "none"
@@ -59,8 +60,7 @@ def segmenter_agreement(records: Iterable[Record], *, draws: int = 20, seed: int
     return pd.DataFrame(
         {"layout": layout, "segmenter": segmenter, "records": len(marked)}
         | _measured([_compared(record, segmenter, layout) for record in marked], draws, seed)
-        for layout in LAYOUTS
-        for segmenter in SEGMENTERS
+        for layout, segmenter in _COMPARED
     )
 
 

@@ -55,8 +55,8 @@ _DISPLAY_END = re.compile(r"(?:\$\$|\\\]|\\end\{\w+\*?\})[.,;]?$")
 _SENTENCE_END = re.compile(
     r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*|(?=\s(?:\*\*)?Step \d+\s*[:.])"
 )
-_ABBREVIATION = re.compile(r"\b(?:mrs?|ms|dr|prof|st|figs?|eqs?|thm|cf|vs|approx|resp|ca|pp|viz|al|e\.g|i\.e)$", re.IGNORECASE)
-_BEFORE_NUMBER = re.compile(r"\b(?:nos?|vol|sec|ch|p)$", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"\b(?:Mrs?|Ms|Dr|Prof|St|cf|vs|viz|resp|al|[Ee]\.g|[Ii]\.e)$")
+_BEFORE_NUMBER = re.compile(r"\b(?:nos?|vol|sec|ch|pp?|figs?|eqs?|thm|ca|approx)$", re.IGNORECASE)
 _MARKER = re.compile(r"(?:^|[\n.?!])\s*[*#]*\s*\(?(?:\d{1,2}|[a-z])$|\b(?:step|case|part)\s+\d+$", re.IGNORECASE)
 _SEEN_BACK = 24
 """Characters before a full stop that tell an abbreviation or the marker of an item."""
@@ -189,7 +189,12 @@ def _block_starts(lines: Sequence[Line]) -> Iterator[int]:
 def _goes_on(before: str, line: Line) -> bool:
     """Whether a line belongs to the one before: a lead-in, a display in a sentence, a derivation."""
     end = before[-_SEEN_BACK:]
-    if end.endswith((":", "：")) or _HEADING.fullmatch(before) or _RELATION.match(line.text):
+    if (
+        end.endswith((":", "：", "<think>"))
+        or line.text.startswith("</think>")
+        or _HEADING.fullmatch(before)
+        or _RELATION.match(line.text)
+    ):
         return True
     if _DISPLAY.match(line.text):
         return not end.endswith((".", "?", "!"))
@@ -201,10 +206,12 @@ def _ends_sentence(text: str, found: re.Match[str]) -> bool:
     following = text[gap.end() : gap.end() + 1] if gap else ""
     if not mark or mark[0] in "。？！":
         return True
-    if following.islower():
+    if following.islower() or (gap and text.startswith("</think>", gap.end())):
         return False
     before = text[max(0, found.start() - _SEEN_BACK) : found.start()]
-    short = _ABBREVIATION.search(before) or _MARKER.search(before) or (following.isdigit() and _BEFORE_NUMBER.search(before))
+    short = (
+        _ABBREVIATION.search(before) or _MARKER.search(before) or (following in "(0123456789" and _BEFORE_NUMBER.search(before))
+    )
     return mark[0] != "." or not short
 
 

@@ -1,6 +1,7 @@
 """From a text to its reasoning steps, by the segmenter that was chosen."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from ling_probe.benchmarks import Record, Step, answer_of
 from ling_probe.errors import UsageError
@@ -22,7 +23,7 @@ def segment(record: Record, completion: str, *, steps: str = "auto") -> tuple[St
     ``annotated`` steps are the record's own where the completion is its solution. Any other text about a stepbench problem is
     read line by line in stepbench's grammar, which knows whether a line holds; blank lines and lines that only give the answer
     are no steps. ``rules``, ``sentences`` and ``lines`` cut any text (`boundaries`) and label it (`labels`): their steps hold
-    every character, and nobody says of them whether they are correct. ``auto`` takes what is annotated, or else ``rules``.
+    every character, and are correct as far as that follows from annotated ones. ``auto`` takes what is annotated, or ``rules``.
 
     Raises:
         UsageError: No such segmenter, or annotated steps were asked for and there are none.
@@ -35,9 +36,11 @@ def segment(record: Record, completion: str, *, steps: str = "auto") -> tuple[St
             return _stepbench(record, completion)
         if steps == "annotated":
             raise UsageError(f"nobody annotated the steps of this text of record {record.id}; {_REMEDY}")
-    answer = answer_of(record.format).line
-    spans = cut_text(completion, "rules" if steps == "auto" else steps, answer)
-    return tuple(_labelled(completion, start, stop, *label_text(completion[start:stop], answer)) for start, stop in spans)
+    answer, known = answer_of(record.format).line, record.steps if completion == record.solution else ()
+    return tuple(
+        _labelled(completion[start:stop], start, answer, _follows(known, start, stop))
+        for start, stop in cut_text(completion, "rules" if steps == "auto" else steps, answer)
+    )
 
 
 def check_steps(steps: str, records: Iterable[Record] = (), *, generated: bool = False) -> None:
@@ -55,8 +58,18 @@ def check_steps(steps: str, records: Iterable[Record] = (), *, generated: bool =
             raise UsageError(f"nobody annotated the steps of {text}; {_REMEDY}")
 
 
-def _labelled(text: str, start: int, stop: int, label: str, inputs: tuple[str, ...], result: str) -> Step:
-    return Step(label=label, text=text[start:stop].strip(), start=start, stop=stop, inputs=inputs, result=result)
+def _labelled(said: str, start: int, answer: re.Pattern[str], correct: bool | None) -> Step:
+    label, inputs, result = label_text(said, answer)
+    stop = start + len(said)
+    return Step(label=label, text=said.strip(), start=start, stop=stop, inputs=inputs, result=result, correct=correct)
+
+
+def _follows(known: Sequence[Step], start: int, stop: int) -> bool | None:
+    """Whether a span is correct: as a part of steps that are, it is; around a whole one that is not, it is not."""
+    touched = [each for each in known if each.start < stop and start < each.stop]
+    if any(each.correct is False and start <= each.start and each.stop <= stop for each in touched):
+        return False
+    return True if touched and all(each.correct for each in touched) else None
 
 
 def _stepbench(record: Record, completion: str) -> tuple[Step, ...]:
