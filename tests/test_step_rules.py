@@ -28,6 +28,8 @@ SENTENCES = [
     ("Take a prime, e.g. Seven, i.e. Not eight.", 1),
     ("See Fig. 3 and Eq. (4) and no. 5 there. He eats figs. I said No. Wait.", 4),
     ("Is it 7? Yes! Good... Next one", 4),
+    ("Take 6! * 9! ways and n! Cups. No! Yes", 3),
+    ("### Step 1: Add", 1),
     ("It took 5 ms. Dr. No ran.", 2),
     ('She said "Stop." He stopped.', 2),
     ("the value of f. is small", 1),
@@ -115,7 +117,10 @@ LABELLED = [
     ("The problem says that he ran.", "recall"), ("Therefore it is even.", "deduce"), ("It is odd because 3 is.", "deduce"),
     ("Let me verify: 3*4=12.", "check"), ("Wait, 3*4=12, not 13.", "backtrack"), ("That is wrong.", "backtrack"),
     ("Alternatively, use the sum.", "backtrack"), ("So the answer is 12.", "conclude"), ("**Answer:** 12", "answer"),
-    ("#### 12", "answer"), ("How many are left?", "ask"), ("Step 2: Let us check it", "check"), ("The pens are blue.", "other"),
+    ("#### 12", "answer"), ("How many are left?", "ask"), ("Thus it is $\\boxed{7}$.", "conclude"),
+    ("Let $s = x + y$.", "plan"), ("Then, find it.", "plan"), ("There are 3! ways.", "count"), ("Since x is odd, y = 2.", "deduce"),
+    ("Red ones (i.e. none) differ.", "other"), ("x ≈ 3.2", "calculate"), ("We see that it holds.", "deduce"),
+    ("Step 2: Let us check it", "check"), ("The pens are blue.", "other"),
     ("```\n3*4=12\n```", "code"), ("no equation here: 2**3", "other"), ("Nowait, the bus came.", "other"),
 ]  # fmt: skip
 

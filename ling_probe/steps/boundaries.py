@@ -53,7 +53,7 @@ _DISPLAY = re.compile(r"\$\$|\\\[|\\begin\{")
 _DISPLAY_END = re.compile(r"(?:\$\$|\\\]|\\end\{\w+\*?\})[.,;]?$")
 
 _SENTENCE_END = re.compile(
-    r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*|(?=\s(?:\*\*)?Step \d+\s*[:.])"
+    r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*|(?<![#*\s>-])(?=\s(?:\*\*)?Step \d+\s*[:.])"
 )
 _ABBREVIATION = re.compile(r"\b(?:Mrs?|Ms|Dr|Prof|St|cf|vs|viz|resp|al|[Ee]\.g|[Ii]\.e)$")
 _BEFORE_NUMBER = re.compile(r"\b(?:nos?|vol|sec|ch|pp?|figs?|eqs?|thm|ca|approx)$", re.IGNORECASE)
@@ -208,6 +208,12 @@ def _ends_sentence(text: str, found: re.Match[str]) -> bool:
         return True
     if following.islower() or (gap and text.startswith("</think>", gap.end())):
         return False
+    if (
+        mark == "!"
+        and text[found.start() - 1 : found.start()].isalnum()
+        and not text[found.start() - 2 : found.start()].isalpha()
+    ):
+        return False  # a factorial
     before = text[max(0, found.start() - _SEEN_BACK) : found.start()]
     short = (
         _ABBREVIATION.search(before) or _MARKER.search(before) or (following in "(0123456789" and _BEFORE_NUMBER.search(before))

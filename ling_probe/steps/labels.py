@@ -7,7 +7,8 @@ The first rule that fits names the step:
 3. The operation of the equations it writes: ``add``, ``subtract``, ``multiply``, ``divide``, or ``calculate`` for several.
 4. ``ask``, where it ends in a question mark.
 5. The first of `_CUES` whose words are in it, from ``conclude`` to ``recall``.
-6. ``calculate`` for any other equation; ``deduce`` and ``plan`` by weaker words; else ``other``.
+6. ``plan`` or ``deduce``, where it opens so ("Let x be ...", "Therefore ..."); ``calculate`` for any other equation.
+7. ``plan``, ``deduce`` or ``calculate`` by weaker words; else ``other``.
 
 The words are English; a step in another language is named by its equations or is ``other``. Whether a step holds is not asked.
 """
@@ -33,14 +34,16 @@ _BEFORE = re.compile(
     r"(?:[\s>#*_]|</?think>)*+(?:(?:(?:step|case|part)\s*\d+|\(?\d{1,2}[.)]|\([a-z]\)|[-•])[\s:.*_–-]+)?+", re.IGNORECASE
 )
 """What a step may begin with before it says anything."""
-_EQUATION = re.compile(r"(?<![<>=!:])=(?![=>])")
+_EQUATION = re.compile(r"(?<![<>=!:])=(?![=>])|≈|\\approx\b")
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(patterns)})", re.IGNORECASE)
 
 
-_WE = r"(?:let(?:['’]s| us| me)|(?:we|i)(?:['’]ll| will| can| should| need to)?)"
+_LET = r"let(?:['’]s| us| me)"
+_SHALL = r"(?:we|(?-i:I))(?:['’]ll| will| can| could| should| must| need(?: to)?| have to| want to)"
+_WE = rf"(?:{_LET}|{_SHALL}|we|(?-i:I))"
 _OPENING = {
     "backtrack": _words(
         r"(?:(?:but|oh|ah|okay|ok|so|no)[,. ]+){0,2}(?:wait|actually|hold on|hmm+|oops|scratch that|alternatively)\b",
@@ -62,7 +65,7 @@ _ANYWHERE = {
 _CUES = {
     "conclude": _words(
         r"answer(?: \w+){0,3} (?:is|should be|must be|would be)\b",
-        r"final answer|altogether\b",
+        r"final answer|altogether\b|boxed\b",
         r"in (?:conclusion|summary)|to (?:conclude|summari[sz]e)",
         r"(?:solution|answer) to the (?:problem|question)",
     ),
@@ -75,32 +78,40 @@ _CUES = {
         r"substitut", r"plug(?:s|ging)? (?:\S+ ){0,4}(?:in|into|back)\b", r"replac(?:e|es|ing) (?:\S+ ){1,6}(?:with|by)\b"
     ),
     "simplify": _words(
-        r"simplif|expand|cancel|rearrang|rewrit|isolat(?:e|ing)|factor(?:s|ed|ing|i[sz]\w+)\b",
+        r"simplif|expand|cancel|rearrang|rewrit(?:e|ing)\b|isolat(?:e|ing)|factor(?:s|ed|ing|i[sz]\w+)\b",
         r"combin(?:e|ing) (?:the )?(?:like )?terms",
         r"both sides|solv(?:e|ing) for\b",
     ),
-    "count": _words(r"count(?:s|ed|ing)?\b", r"(?:number of |\w+ )ways\b|possibilities", r"how many \w+ (?:are|there)"),
+    "count": _words(
+        r"count(?:s|ed|ing)?\b|ways\b|possibilities|how many \w+ (?:are|there)",
+        r"(?:number of|there (?:are|is)) (?:\S+ ){0,3}(?:choices|combinations|arrangements|permutations|outcomes|cases)\b",
+    ),
     "recall": _words(
         r"recall\b|remember\b|according to|we (?:already )?know|(?:it is|is well) known",
         r"(?:we are|is|are) given(?! by)|given (?:that|:|information)",
         r"the (?:problem|question) (?:says|states|asks|tells|gives)",
         r"by (?:definition|the (?:\S+ ){1,4}(?:theorem|formula|law|rule|identity|inequality|property|lemma))",
-        r"(?:theorem|law|formula) (?:states|says|for|is)\b",
+        r"(?:theorem|law|formula|inequality|identity|property|lemma) (?:states|says|for|is)\b",
     ),
 }
 """By how seldom the words are said by the way."""
-_DEDUCE = _words(
-    r"so\b|therefore|thus|hence|since\b|because|impl(?:y|ies)|consequently|it follows|must be\b",
-    r"(?:which|this) means|we (?:get|have|obtain|see|find|conclude)\b|if\b(?=.{0,200}\bthen\b)",
-)
+_OPENS = {
+    "plan": _words(
+        rf"(?:(?:so|now|then|next|first|finally)[, ]+)*(?:{_LET}\b|let\b)",
+        r"(?:(?:then|next|now|first|second|third|finally)[, ]+)*(?:find|determine|consider|identify|use|define|denote)\b",
+    ),
+    "deduce": _words(r"so\b|therefore|thus|hence|since\b|because|consequently|it follows|this (?:means|implies)"),
+}
 _WEAK = {
     "plan": _words(
-        rf"{_WE}\b",
-        r"(?:need|have|want|going) to\b|start by\b",
+        rf"{_LET}\b|{_SHALL}\b|we (?:now|first|start|begin)\b|(?:need|have|want|going) to\b",
         r"to (?:find|solve|determine|calculate|compute|figure|do|get|answer)\b",
         r"(?:our|the|my) (?:goal|plan|idea|approach|strategy)",
     ),
-    "deduce": _DEDUCE,
+    "deduce": _words(
+        r"so\b|therefore|thus|hence|since\b|because|impl(?:y|ies)|must be\b|(?:which|this) means",
+        r"we (?:get|have|obtain|see|find|conclude)\b|if\b(?=.{0,200}\bthen\b)",
+    ),
     SEVERAL: _words(r"calculat|comput|evaluat"),
 }
 
@@ -132,9 +143,9 @@ def _label(said: str, operation: str) -> str:
         return "ask"
     if label := _first(_CUES, said):
         return label
-    if _EQUATION.search(said):
-        return SEVERAL
-    return "deduce" if _DEDUCE.match(said) else _first(_WEAK, said) or OTHER
+    if label := next((label for label, opening in _OPENS.items() if opening.match(said)), ""):
+        return label
+    return SEVERAL if _EQUATION.search(said) else _first(_WEAK, said) or OTHER
 
 
 def _first(cues: Mapping[str, re.Pattern[str]], said: str) -> str:
