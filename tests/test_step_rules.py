@@ -118,8 +118,10 @@ LABELLED = [
     ("Let me verify: 3*4=12.", "check"), ("Wait, 3*4=12, not 13.", "backtrack"), ("That is wrong.", "backtrack"),
     ("Alternatively, use the sum.", "backtrack"), ("So the answer is 12.", "conclude"), ("**Answer:** 12", "answer"),
     ("#### 12", "answer"), ("How many are left?", "ask"), ("Thus it is $\\boxed{7}$.", "conclude"),
-    ("Let $s = x + y$.", "plan"), ("Then, find it.", "plan"), ("There are 3! ways.", "count"), ("Since x is odd, y = 2.", "deduce"),
-    ("Red ones (i.e. none) differ.", "other"), ("x ≈ 3.2", "calculate"), ("We see that it holds.", "deduce"),
+    ("Let $s = x + y$.", "plan"), ("Then, find it.", "plan"), ("There are 3! ways.", "count"),
+    ("Since x is odd, y = 2.", "deduce"),
+    ("Red ones (i.e. none) differ.", "other"), ("x ≈ 3.2", "calculate"), ("We can see a pattern.", "deduce"),
+    ("We see that it holds.", "deduce"),
     ("Step 2: Let us check it", "check"), ("The pens are blue.", "other"),
     ("```\n3*4=12\n```", "code"), ("no equation here: 2**3", "other"), ("Nowait, the bus came.", "other"),
 ]  # fmt: skip

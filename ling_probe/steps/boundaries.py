@@ -53,11 +53,13 @@ _DISPLAY = re.compile(r"\$\$|\\\[|\\begin\{")
 _DISPLAY_END = re.compile(r"(?:\$\$|\\\]|\\end\{\w+\*?\})[.,;]?$")
 
 _SENTENCE_END = re.compile(
-    r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*|(?<![#*\s>-])(?=\s(?:\*\*)?Step \d+\s*[:.])"
+    r"(?<![.?!])[.?!]++(?:(?:[)\]\"'”’*_$]|\\[)\]])*+(?=\s)|\s?(?:\\\]|\$\$))|[。？！][”」』）]*"
+    r"|(?<![#*\s>-])(?=\s(?:\*\*)?Step \d+\s*[:.])"
 )
 _ABBREVIATION = re.compile(r"\b(?:Mrs?|Ms|Dr|Prof|St|cf|vs|viz|resp|al|[Ee]\.g|[Ii]\.e)$")
 _BEFORE_NUMBER = re.compile(r"\b(?:nos?|vol|sec|ch|pp?|figs?|eqs?|thm|ca|approx)$", re.IGNORECASE)
 _MARKER = re.compile(r"(?:^|[\n.?!])\s*[*#]*\s*\(?(?:\d{1,2}|[a-z])$|\b(?:step|case|part)\s+\d+$", re.IGNORECASE)
+_FACTORIAL = re.compile(r"\d$|(?:^|[^A-Za-z])[A-Za-z]$")
 _SEEN_BACK = 24
 """Characters before a full stop that tell an abbreviation or the marker of an item."""
 
@@ -208,17 +210,11 @@ def _ends_sentence(text: str, found: re.Match[str]) -> bool:
         return True
     if following.islower() or (gap and text.startswith("</think>", gap.end())):
         return False
-    if (
-        mark == "!"
-        and text[found.start() - 1 : found.start()].isalnum()
-        and not text[found.start() - 2 : found.start()].isalpha()
-    ):
-        return False  # a factorial
     before = text[max(0, found.start() - _SEEN_BACK) : found.start()]
     short = (
         _ABBREVIATION.search(before) or _MARKER.search(before) or (following in "(0123456789" and _BEFORE_NUMBER.search(before))
     )
-    return mark[0] != "." or not short
+    return not (short if mark[0] == "." else mark == "!" and _FACTORIAL.search(before))
 
 
 def _tiled(text: str, cuts: Sequence[int]) -> list[tuple[int, int]]:

@@ -91,7 +91,7 @@ _CUES = {
         r"(?:we are|is|are) given(?! by)|given (?:that|:|information)",
         r"the (?:problem|question) (?:says|states|asks|tells|gives)",
         r"by (?:definition|the (?:\S+ ){1,4}(?:theorem|formula|law|rule|identity|inequality|property|lemma))",
-        r"(?:theorem|law|formula|inequality|identity|property|lemma) (?:states|says|for|is)\b",
+        r"(?:theorem|law|formula) (?:for|is)\b|(?:theorem|law|formula|inequality|identity|property|lemma) (?:states|says)\b",
     ),
 }
 """By how seldom the words are said by the way."""
@@ -104,13 +104,13 @@ _OPENS = {
 }
 _WEAK = {
     "plan": _words(
-        rf"{_LET}\b|{_SHALL}\b|we (?:now|first|start|begin)\b|(?:need|have|want|going) to\b",
+        rf"{_LET}\b|{_SHALL} (?!(?:also )?(?:see|note|say|conclude|observe)\b)|we (?:now|first|start|begin)\b|(?:need|have|want|going) to\b",
         r"to (?:find|solve|determine|calculate|compute|figure|do|get|answer)\b",
         r"(?:our|the|my) (?:goal|plan|idea|approach|strategy)",
     ),
     "deduce": _words(
         r"so\b|therefore|thus|hence|since\b|because|impl(?:y|ies)|must be\b|(?:which|this) means",
-        r"we (?:get|have|obtain|see|find|conclude)\b|if\b(?=.{0,200}\bthen\b)",
+        r"we (?:can |must )?(?:also )?(?:get|have|obtain|see|find|conclude|note|observe)\b|if\b(?=.{0,200}\bthen\b)",
     ),
     SEVERAL: _words(r"calculat|comput|evaluat"),
 }
