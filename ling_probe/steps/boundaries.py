@@ -170,7 +170,7 @@ def _sentence_starts(text: str, start: int, stop: int, kept: Sequence[Kept]) -> 
 
 
 def _marked_starts(text: str, start: int, stop: int, kept: Sequence[Kept]) -> Iterator[int]:
-    """Items with all that belongs to them, and other lines; or sentences, where neither marks any step."""
+    """Items with all that belongs to them, and other lines; or sentences, where that would be one step."""
     cuts = list(_block_starts(list(_lines(text, start, stop, kept))))
     yield from cuts[1:] or _sentence_starts(text, start, stop, kept)
 
@@ -233,6 +233,6 @@ SEGMENTERS: Mapping[str, Callable[[str, int, int, Sequence[Kept]], Iterator[int]
 }
 """Where steps begin in a part of a text.
 
-``rules``: as the text itself marks them, by items, paragraphs and lines; by sentences if it has none of these. ``sentences``:
-every sentence, and every line that does not go on from the one before. ``lines``: every line.
+``rules``: as the text itself marks them, by items and lines, or by sentences if it is one line. ``sentences``: every sentence,
+and every line that does not go on from the one before. ``lines``: every line.
 """

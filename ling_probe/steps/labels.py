@@ -104,7 +104,8 @@ _OPENS = {
 }
 _WEAK = {
     "plan": _words(
-        rf"{_LET}\b|{_SHALL} (?!(?:also )?(?:see|note|say|conclude|observe)\b)|we (?:now|first|start|begin)\b|(?:need|have|want|going) to\b",
+        rf"{_LET}\b|{_SHALL} (?!(?:also )?(?:see|note|say|conclude|observe)\b)",
+        r"we (?:now|first|start|begin)\b|(?:need|have|want|going) to\b",
         r"to (?:find|solve|determine|calculate|compute|figure|do|get|answer)\b",
         r"(?:our|the|my) (?:goal|plan|idea|approach|strategy)",
     ),
