@@ -112,12 +112,12 @@ def random_boundaries(n_units: int, n_boundaries: int, rng: np.random.Generator)
 def kappa(ours: Sequence[str], theirs: Sequence[str]) -> float:
     """Cohen's kappa of two labellings of the same items: agreement beyond what their label counts give by chance.
 
-    1 is full agreement, 0 is chance. NaN without items, or where both give everything one and the same label.
+    1 is full agreement, 0 is chance. NaN without items, or where one side gives all of them the same label.
 
     >>> round(kappa(["a", "a", "b", "b"], ["a", "b", "b", "b"]), 6)
     0.5
     """
-    return float(cohen_kappa_score(ours, theirs)) if len({*ours, *theirs}) > 1 else np.nan
+    return float(cohen_kappa_score(ours, theirs)) if min(len({*ours}), len({*theirs})) > 1 else np.nan
 
 
 def micro_score(counts: Float64[np.ndarray, "R 3"], weights: Float64[np.ndarray, "B R"]) -> Float64[np.ndarray, " B"]:

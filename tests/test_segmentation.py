@@ -70,6 +70,7 @@ def test_edges():
     assert seg.score(0, 2, 0)[1:] == (0, 0)
     assert math.isnan(seg.kappa([], []))
     assert math.isnan(seg.kappa(["a", "a"], ["a", "a"]))
+    assert math.isnan(seg.kappa(["a", "a"], ["a", "b"]))
     assert seg.kappa(["a", "b"], ["b", "a"]) == -1
 
 
