@@ -123,6 +123,8 @@ LABELLED = [
     ("Red ones (i.e. none) differ.", "other"), ("x ≈ 3.2", "calculate"), ("We can see a pattern.", "deduce"),
     ("We see that it holds.", "deduce"),
     ("Step 2: Let us check it", "check"), ("The pens are blue.", "other"),
+    ("Factor 6 as 2 by 3.", "simplify"), ("It has two factors of 5.", "other"), ("Any rearrangement is odd.", "other"),
+    ("Assume x = 1.", "plan"),
     ("```\n3*4=12\n```", "code"), ("no equation here: 2**3", "other"), ("Nowait, the bus came.", "other"),
 ]  # fmt: skip
 

@@ -78,7 +78,8 @@ _CUES = {
         r"substitut", r"plug(?:s|ging)? (?:\S+ ){0,4}(?:in|into|back)\b", r"replac(?:e|es|ing) (?:\S+ ){1,6}(?:with|by)\b"
     ),
     "simplify": _words(
-        r"simplif|expand|cancel|rearrang|rewrit(?:e|ing)\b|isolat(?:e|ing)|factor(?:s|ed|ing|i[sz]\w+)\b",
+        r"simplif|expand|cancel|(?:rearrang|rewrit|isolat)(?:e|es|ing)\b",
+        r"factor(?:ed|ing|i[sz]\w+)\b|factors? (?:out|as|into|the|\S+ (?:as|into))\b",
         r"combin(?:e|ing) (?:the )?(?:like )?terms",
         r"both sides|solv(?:e|ing) for\b",
     ),
@@ -98,7 +99,8 @@ _CUES = {
 _OPENS = {
     "plan": _words(
         rf"(?:(?:so|now|then|next|first|finally)[, ]+)*(?:{_LET}\b|let\b)",
-        r"(?:(?:then|next|now|first|second|third|finally)[, ]+)*(?:find|determine|consider|identify|use|define|denote)\b",
+        r"(?:(?:then|next|now|first|second|third|finally)[, ]+)*(?:find|determine|consider|identify|use|define|denote|assume|suppose|choose|set up)\b",
+        r"without loss of generality",
     ),
     "deduce": _words(r"so\b|therefore|thus|hence|since\b|because|consequently|it follows|this (?:means|implies)"),
 }
