@@ -99,7 +99,8 @@ _CUES = {
 _OPENS = {
     "plan": _words(
         rf"(?:(?:so|now|then|next|first|finally)[, ]+)*(?:{_LET}\b|let\b)",
-        r"(?:(?:then|next|now|first|second|third|finally)[, ]+)*(?:find|determine|consider|identify|use|define|denote|assume|suppose|choose|set up)\b",
+        r"(?:(?:then|next|now|first|second|third|finally)[, ]+)*(?:find|determine|consider|identify|choose|use|set up)\b",
+        r"(?:define|denote|assume|suppose)\b",
         r"without loss of generality",
     ),
     "deduce": _words(r"so\b|therefore|thus|hence|since\b|because|consequently|it follows|this (?:means|implies)"),
