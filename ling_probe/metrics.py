@@ -77,6 +77,15 @@ def max_vio(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]
     return load_share(counts).max(axis=-1) * counts.shape[-1] - 1
 
 
+def balancedness(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Mean load over the largest: 1 is perfectly even, 1/E is one expert taking every token.
+
+    >>> balancedness(np.array([3, 1, 0, 0])).round(6)
+    np.float64(0.333333)
+    """
+    return 1 / (max_vio(counts) + 1)
+
+
 def load_variation(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
     """Coefficient of variation of the load: standard deviation over the experts divided by their mean.
 
@@ -116,7 +125,6 @@ class BalanceFloor(NamedTuple):
     max_vio: float
 
 
-@lru_cache(maxsize=64)
 def balance_floor(
     n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
 ) -> BalanceFloor:
@@ -127,12 +135,26 @@ def balance_floor(
     """
     if tokens == 0:
         return BalanceFloor(np.nan, np.nan)
-    rng = np.random.default_rng(seed)
+    counts = balanced_loads(n_experts, top_k, tokens, n_groups=n_groups, topk_groups=topk_groups, seed=seed)
+    return BalanceFloor(float(gini(counts).mean()), float(max_vio(counts).mean()))
+
+
+def balanced_loads(
+    n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
+) -> Float64[np.ndarray, "repeats E"]:
+    """Loads of several perfectly balanced routers after so many tokens, each summing to 1."""
     simulated = min(tokens, _SIMULATED_TOKENS)
-    repeats = int(np.clip(_SIMULATED_VALUES // (simulated * n_experts), 4, 400))
-    counts = np.stack([_balanced_counts(rng, simulated, n_experts, top_k, n_groups, topk_groups) for _ in range(repeats)])
-    shrink = np.sqrt(simulated / tokens)
-    return BalanceFloor(float(gini(counts).mean() * shrink), float(max_vio(counts).mean() * shrink))
+    counts = _balanced_routers(n_experts, top_k, simulated, n_groups, topk_groups, seed)
+    return 1 / n_experts + (load_share(counts) - 1 / n_experts) * np.sqrt(simulated / tokens)
+
+
+@lru_cache(maxsize=64)
+def _balanced_routers(
+    n_experts: int, top_k: int, tokens: int, n_groups: int, topk_groups: int, seed: int
+) -> Integer[np.ndarray, "repeats E"]:
+    rng = np.random.default_rng(seed)
+    repeats = int(np.clip(_SIMULATED_VALUES // (tokens * n_experts), 4, 400))
+    return np.stack([_balanced_counts(rng, tokens, n_experts, top_k, n_groups, topk_groups) for _ in range(repeats)])
 
 
 def _balanced_counts(

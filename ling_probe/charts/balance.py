@@ -23,6 +23,7 @@ def load_heatmap(table: pd.DataFrame, *, group_size: int | None = None) -> go.Fi
 
 def balance_lines(table: pd.DataFrame) -> go.Figure:
     """Gini and MaxVio by layer of `load_balance`, each above the floor of a router without preference."""
+    table = table[table["family"] == "all"]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     layers = [str(layer) for layer in table["layer"]]
     for row, (name, title) in enumerate((("gini", "Gini"), ("max_vio", "MaxVio")), start=1):
