@@ -64,7 +64,7 @@ def test_reasons_by_hand():
     assert reasons(np.array([4, 5]), score, bias, spec).tolist() == [Reason.BIAS, Reason.BIAS]
     bias[[4, 5, 8, 9]] = 0.35, 0.35, 0.0, 0.72
     assert choose(choice_scores(score, bias), ungrouped(spec)).tolist() == [4, 8]
-    assert reasons(np.array([8, 9]), score, bias, spec).tolist() == [Reason.AFFINITY, Reason.BOTH]
+    assert reasons(np.array([8, 9]), score, bias, spec).tolist() == [Reason.BIAS, Reason.BOTH]
 
 
 def flipped_by(choice, spec, expert, amount) -> bool:

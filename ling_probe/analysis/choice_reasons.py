@@ -1,0 +1,179 @@
+"""Why the router chose the experts it chose: their affinity to the token, the bias, or the group limit.
+
+An expert's choice is decided by what it would not have been chosen without (`routing.reasons`): the bias that balances the load,
+the limit to the best groups, both, or neither, its affinity then. What is counted are the recorded choices.
+"""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from ling_probe import routing
+from ling_probe.analysis.bundled import Cells
+from ling_probe.analysis.counting import require_sequences
+from ling_probe.analysis.question import Analysis, Finding, Verdict, percent
+from ling_probe.analysis.router import RouterBatch, router_batches, router_bias, some_tokens
+from ling_probe.errors import UsageError
+from ling_probe.run import Run
+from ling_probe.run.tables import read_batch
+
+REASONS = tuple(reason.name.lower() for reason in routing.Reason)
+
+
+def choice_reasons(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """What share of the choices is decided by affinity, bias and groups, in each layer, family and kind of step.
+
+    One row a layer, class of tokens (`kind` "all", "family" or "label", and its `name`) and `reason`: its `share` of the
+    choices, the four of a class summing to 1, with the 95 % interval (`ci_low`, `ci_high`) of a bootstrap over bundles of
+    sequences; `weight_share` is that of the routing weight; `tokens` and `sequences` counted. `affinity`: neither bias nor groups are needed; `bias` and `groups`: without
+    that one alone the expert is not chosen; `both`: each is needed. `best_scores` is the share of the chosen that are among
+    the K best scores of all, `left_out` the share of tokens not counted, whose stored logits give another choice than the
+    recorded one (near ties, in 16 bits).
+
+    Args:
+        run: A run captured with `--keep logits`.
+        draws: Bootstrap samples.
+        seed: Of the bootstrap, and of how sequences are dealt to bundles.
+
+    Raises:
+        UsageError: The run kept no logits, or its routing was changed.
+    """
+    cells, bias = Cells.of(run, seed=seed), router_bias(run)
+    tables = [_layer_reasons(run, layer, bias[layer], cells, draws, seed) for layer in run.spec.routed_layers]
+    return pd.concat(tables, ignore_index=True).assign(seed=seed)
+
+
+def _layer_reasons(
+    run: Run, layer: int, bias: Float64[np.ndarray, " E"], cells: Cells, draws: int, seed: int
+) -> pd.DataFrame:
+    counted, every = 0.0, 0.0
+    for batch in router_batches(run, layer, bias):
+        counted = counted + cells.totals(batch.tokens, _shares(batch), batch.agrees)
+        every = every + cells.totals(batch.tokens, ~batch.agrees[:, None])
+    means = cells.means(np.asarray(counted), draws=draws, seed=seed)
+    left_out = cells.means(np.asarray(every), draws=1, seed=seed).table(0)[["kind", "name", "value"]]
+    rows = [means.table(place).assign(reason=reason) for place, reason in enumerate(REASONS)]
+    table = pd.concat(rows, ignore_index=True).rename(columns={"value": "share"})
+    table["weight_share"] = means.value[:, len(REASONS) : -1].T.ravel()
+    table["best_scores"] = np.tile(means.value[:, -1], len(REASONS))
+    table = table.merge(left_out.rename(columns={"value": "left_out"}), on=["kind", "name"], how="left").assign(layer=layer)
+    table = table.sort_values(["kind", "name"], kind="stable", ignore_index=True)
+    front = ["layer", "kind", "name", "reason", "share", "ci_low", "ci_high", "weight_share", "best_scores", "left_out"]
+    return table[[*front, "tokens", "sequences"]]
+
+
+def _shares(batch: RouterBatch) -> Float64[np.ndarray, "N P"]:
+    """Of each token: the share of its experts and of its weight by reason, and the share that are among its K best scores."""
+    assert batch.tokens.weights is not None
+    why = routing.reasons(batch.ids, batch.scores, batch.bias, batch.spec)
+    weight = batch.tokens.weights[:, 0] / batch.tokens.weights[:, 0].sum(axis=-1, keepdims=True)
+    shares = [(why == reason).mean(axis=-1) for reason in routing.Reason]
+    weights = [((why == reason) * weight).sum(axis=-1) for reason in routing.Reason]
+    best = routing.chosen(batch.scores, routing.ungrouped(batch.spec))
+    return np.column_stack([*shares, *weights, (best & batch.recorded).sum(axis=-1) / batch.spec.top_k])
+
+
+def token_reasons(run: Run, sequence: int) -> pd.DataFrame:
+    """Why each expert of each token of one sequence was chosen, and how far it is from a flip.
+
+    One row a token, layer and slot: `position`, `layer`, `slot`, `expert`, `weight`, `score` (sigmoid of the logit), `bias`,
+    `reason` (one of `REASONS`, "unknown" where the stored logits give another choice than the recorded one), and `distance`,
+    how far the expert's score would have to fall for it not to be chosen (NaN where unknown, infinite where nothing could).
+
+    Args:
+        run: A run captured with `--keep logits`.
+        sequence: Row in `Run.sequences`.
+
+    Raises:
+        UsageError: The run kept no logits, its routing was changed, or there is no such row.
+    """
+    require_sequences(run)
+    biases = router_bias(run)
+    if not 0 <= sequence < len(run.sequences):
+        raise UsageError(f"no sequence {sequence} in {run.folder}; it has {len(run.sequences)}, counted from 0")
+    part = np.searchsorted(np.cumsum([part.sequences for part in run.manifest.parts]), sequence, side="right")
+    path = run.folder / "parts" / run.manifest.parts[part].name / "tokens.parquet"
+    ids = pd.Index(run.sequences["sequence_id"])
+    tables = []
+    for layer in run.spec.routed_layers:
+        whole = read_batch(path, run.spec, ids, layers=[layer], weights=True, columns=["logits"])
+        tokens = some_tokens(whole, np.flatnonzero(whole.sequence == sequence))
+        tables.append(_token_rows(RouterBatch(tokens, biases[layer], run.spec)).assign(layer=layer))
+    table = pd.concat(tables).sort_values(["position", "layer", "slot"], ignore_index=True)
+    return table[["position", "layer", *table.columns.drop(["position", "layer"])]]
+
+
+def _token_rows(batch: RouterBatch) -> pd.DataFrame:
+    ids, known = batch.ids.astype(np.int64), np.repeat(batch.agrees, batch.spec.top_k)
+    why = routing.reasons(batch.ids, batch.scores, batch.bias, batch.spec).ravel()
+    far = np.take_along_axis(routing.flip_distance(batch.choice, batch.spec), ids, axis=-1).ravel()
+    assert batch.tokens.weights is not None
+    return pd.DataFrame(
+        {
+            "position": np.repeat(batch.tokens.position, batch.spec.top_k),
+            "slot": np.tile(np.arange(batch.spec.top_k), len(ids)),
+            "expert": ids.ravel(),
+            "weight": batch.tokens.weights[:, 0].ravel(),
+            "score": np.take_along_axis(batch.scores, ids, axis=-1).ravel(),
+            "bias": batch.bias[ids].ravel(),
+            "reason": np.where(known, np.array(REASONS)[why], "unknown"),
+            "distance": np.where(known, far, np.nan),
+        }
+    )
+
+
+MOST_LEFT_OUT = 0.05
+"""Share of tokens left out above which the rest is not taken for the whole."""
+
+
+def _finding(table: pd.DataFrame) -> Finding:
+    whole = table[table["kind"] == "all"]
+    shares = {reason: whole[whole["reason"] == reason] for reason in REASONS}
+    mean = {reason: float(rows["share"].mean()) for reason, rows in shares.items()}
+    affinity = shares["affinity"]
+    # The mean of the layers' bounds is no narrower than the interval of the mean.
+    low, high, left_out = (float(affinity[name].mean()) for name in ("ci_low", "ci_high", "left_out"))
+    least = affinity.iloc[int(np.argmin(affinity["share"]))]
+    return Finding(
+        sentence=(
+            f"{percent(mean['affinity'])} of choices follow affinity alone (95 % interval {percent(low)} to {percent(high)}) and "
+            f"carry {percent(affinity['weight_share'].mean())} of the weight; "
+            f"{percent(mean['bias'])} are decided by the bias, {percent(mean['groups'])} by the group limit and "
+            f"{percent(mean['both'])} by both; fewest follow affinity in layer {least['layer']} ({percent(least['share'])}). "
+            f"The best scores alone would name {percent(affinity['best_scores'].mean())} of the chosen experts. "
+            f"{percent(left_out)} of tokens are left out: their logits, in 16 bits, give another choice."
+        ),
+        verdict=_verdict(low, high, left_out),
+        rung=1,
+        effect=mean["affinity"],
+        unit="share of choices",
+        ci_low=low,
+        ci_high=high,
+    )
+
+
+def _verdict(low: float, high: float, left_out: float) -> Verdict:
+    if left_out > MOST_LEFT_OUT:
+        return Verdict.CANNOT_TELL
+    if low > 0.5:
+        return Verdict.SUPPORTED
+    return Verdict.NOT_SUPPORTED if high < 0.5 else Verdict.CANNOT_TELL
+
+
+def overall_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows over all tokens before those of families and labels."""
+    return table.iloc[np.argsort((table["kind"] != "all").to_numpy(), kind="stable")]
+
+
+CHOICE_REASONS = Analysis(
+    function=choice_reasons,
+    question="Why these experts: affinity, bias or groups?",
+    claim="Most choices follow the router's affinity alone.",
+    method=(
+        "Each recorded choice against the rule without the bias, A(s, groups), and without the group limit, A(s + bias): an "
+        "expert that is missing there owes its place to what was taken away. Intervals from a bootstrap over sequences; exact "
+        "for the recorded logits, so there is no null."
+    ),
+    order=overall_first,
+    finding=_finding,
+)
