@@ -118,6 +118,21 @@ def _entropy(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"
     return 0.0 - (share * np.log(np.where(share > 0, share, 1.0))).sum(axis=-1)
 
 
+def experts_needed(counts: Real[np.ndarray, "*rows E"], share: float) -> Float64[np.ndarray, "*rows"]:
+    """How many experts, the most loaded first, hold a share of the load; between two numbers, in proportion.
+
+    >>> experts_needed(np.array([[5, 3, 2, 0], [1, 1, 1, 1]]), 0.8)
+    array([2. , 3.2])
+    """
+    load = np.sort(load_share(counts), axis=-1)[..., ::-1]
+    held = load.cumsum(axis=-1)
+    # Sums that fall short of the share by rounding alone hold it.
+    whole = (held < share - 1e-12).sum(axis=-1, keepdims=True)
+    before = np.take_along_axis(np.concatenate([np.zeros_like(held[..., :1]), held], axis=-1), whole, axis=-1)
+    last = np.take_along_axis(load, np.minimum(whole, load.shape[-1] - 1), axis=-1)
+    return (whole + (share - before) / last)[..., 0]
+
+
 class BalanceFloor(NamedTuple):
     """What sampling noise alone makes of a router with no preference at all."""
 

@@ -30,7 +30,7 @@ def router_confidence(run: Run, *, permutations: int = 1999, draws: int = 1000, 
 
         entropy     of the normalised scores, as a share of its maximum, log E: 1 is no preference
         top_share   share of the scores that the best expert has; 1/E is no preference
-        margin      choice score of the least chosen expert over the best not chosen, in the kept groups
+        margin      choice score of the least chosen expert over the best not chosen, in the kept groups; NaN if all are
         experts_90  experts that hold 90 % of the scores
 
     For labels, `beyond_words` is the mean over the label's tokens less what the same words have in the run and its problem
@@ -74,7 +74,8 @@ def _measures(batch: RouterBatch) -> Float64[np.ndarray, "N P"]:
     share = ordered / np.maximum(ordered.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     entropy = -(share * np.log(np.maximum(share, np.finfo(float).tiny))).sum(axis=-1) / np.log(share.shape[-1])
     needed = 1 + (share.cumsum(axis=-1) < MASS).sum(axis=-1)
-    return np.column_stack([entropy, share[:, 0], routing.margin(batch.choice, batch.spec), needed])
+    margin = routing.margin(batch.choice, batch.spec)
+    return np.column_stack([entropy, share[:, 0], np.where(np.isfinite(margin), margin, np.nan), needed])
 
 
 class StepTally:
@@ -129,7 +130,7 @@ def _beyond_words(
             "beyond_words": total[:-1] / max(total[-1], 1.0),
             "beyond_low": low,
             "beyond_high": high,
-            "p": stats.permutation_p(exceeding, permutations),
+            "p": np.where(np.isnan(total[:-1]), np.nan, stats.permutation_p(exceeding, permutations)),
         }
         tables.append(pd.DataFrame(places, columns=["layer", "measure"]).assign(kind="label", name=name, **columns))
     return pd.concat(tables, ignore_index=True)
