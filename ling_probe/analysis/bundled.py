@@ -42,7 +42,8 @@ class Bundles:
         """
         require_sequences(run)
         names, codes = np.unique(run.sequences["family"].to_numpy(dtype=str), return_inverse=True)
-        of_sequence, family = np.empty(len(codes), dtype=np.int64), []
+        of_sequence = np.empty(len(codes), dtype=np.int64)
+        family: list[int] = []
         for code in range(len(names)):
             mine = np.flatnonzero(codes == code)
             dealt = stats.bundles(len(mine), most=max(2, most // len(names)), seed=seed)
@@ -58,9 +59,11 @@ class Bundles:
             weights[:, mine] = stats.bootstrap_weights(int(mine.sum()), draws=draws, seed=seed + code)
         return weights
 
-    def of_families(self, totals: Real[np.ndarray, "U *rest"]) -> Real[np.ndarray, "F *rest"]:
-        """Totals of bundles, summed over each family."""
-        return np.stack([totals[self.family == code].sum(axis=0) for code in range(len(self.families))])
+    def parts(self) -> list[tuple[str, int, Bool[np.ndarray, " U"]]]:
+        """All sequences ("all"), then those of each family where there are several: name, sequences, and whose bundles."""
+        whole = ("all", int(self.n_sequences.sum()), np.ones(len(self.family), dtype=bool))
+        each = [(name, int(self.n_sequences[code]), self.family == code) for code, name in enumerate(self.families)]
+        return [whole, *(each if len(each) > 1 else [])]
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ class Cells:
     """First step of each sequence."""
 
     @classmethod
-    def of(cls, run: Run, *, seed: int = 0) -> "Cells":
-        """The cells of a run.
+    def of(cls, run: Run, *, most: int = BUNDLES, seed: int = 0) -> "Cells":
+        """The cells of a run, of at most so many bundles and fewer where there are many labels.
 
         Raises:
             UsageError: The run has no sequences.
@@ -134,13 +137,17 @@ class Cells:
         labels, label = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)
         sequence = steps["sequence"].to_numpy()
         first = np.searchsorted(sequence, np.arange(len(run.sequences)))
-        most = int(np.clip(20_000 // (len(labels) + 1), 40, BUNDLES))
+        most = min(most, max(40, 20_000 // (len(labels) + 1)))
         return cls(Bundles.of(run, most=most, seed=seed), tuple(map(str, labels)), label, sequence, first)
 
     @property
     def size(self) -> int:
         """How many cells there are."""
         return len(self.bundles.family) * (len(self.labels) + 1)
+
+    def zeros(self, n_values: int) -> Float64[np.ndarray, "cells P1"]:
+        """Where `totals` of so many values add up."""
+        return np.zeros((self.size, n_values + 1))
 
     def of_tokens(self, batch: TokenBatch) -> Integer[np.ndarray, " N"]:
         """Cell of each token; the last label of a bundle is none."""
@@ -174,17 +181,12 @@ class Cells:
             high.append(bounds[1] if sure else np.full(len(total) - 1, np.nan))
         return Means(classes, np.array(value), np.array(low), np.array(high))
 
-    def _classes(
-        self, totals: Float64[np.ndarray, "cells P1"]
-    ) -> tuple[pd.DataFrame, list[Float64[np.ndarray, "U P1"]]]:
+    def _classes(self, totals: Float64[np.ndarray, "cells P1"]) -> tuple[pd.DataFrame, list[Float64[np.ndarray, "U P1"]]]:
         by_label = totals.reshape(len(self.bundles.family), len(self.labels) + 1, -1)
-        whole, families = by_label.sum(axis=1), self.bundles.families
-        mine = [(self.bundles.family == code)[:, None] for code in range(len(families))]
+        whole = by_label.sum(axis=1)
         holding = [len(np.unique(self.sequence[self.label == code])) for code in range(len(self.labels))]
-        n_sequences = self.bundles.n_sequences
-        found = [("all", "all", int(n_sequences.sum()), whole)]
-        if len(families) > 1:
-            found += [("family", families[code], n_sequences[code], whole * mine[code]) for code in range(len(families))]
+        parts = self.bundles.parts()
+        found = [("family" if place else "all", name, n, whole * mine[:, None]) for place, (name, n, mine) in enumerate(parts)]
         found += [("label", name, holding[code], by_label[:, code]) for code, name in enumerate(self.labels)]
         found = [each for each in found if each[3][:, -1].any()]
         table = pd.DataFrame({"kind": [each[0] for each in found], "name": [each[1] for each in found]})

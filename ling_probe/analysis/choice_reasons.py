@@ -1,7 +1,7 @@
 """Why the router chose the experts it chose: their affinity to the token, the bias, or the group limit.
 
-An expert's choice is decided by what it would not have been chosen without (`routing.reasons`): the bias that balances the load,
-the limit to the best groups, both, or neither, its affinity then. What is counted are the recorded choices.
+An expert's choice is decided by what it would not have been chosen without (`routing.reasons`): the bias that balances the
+load, the limit to the best groups, both, or neither, its affinity then. What is counted are the recorded choices.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from ling_probe import routing
 from ling_probe.analysis.bundled import Cells
 from ling_probe.analysis.counting import require_sequences
-from ling_probe.analysis.question import Analysis, Finding, Verdict, percent
+from ling_probe.analysis.question import Analysis, Finding, Verdict, judge_above, layer_means, overall_first, percent
 from ling_probe.analysis.router import RouterBatch, router_batches, router_bias, some_tokens
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -25,10 +25,15 @@ def choice_reasons(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFram
 
     One row a layer, class of tokens (`kind` "all", "family" or "label", and its `name`) and `reason`: its `share` of the
     choices, the four of a class summing to 1, with the 95 % interval (`ci_low`, `ci_high`) of a bootstrap over bundles of
-    sequences; `weight_share` is that of the routing weight; `tokens` and `sequences` counted. `affinity`: neither bias nor groups are needed; `bias` and `groups`: without
-    that one alone the expert is not chosen; `both`: each is needed. `best_scores` is the share of the chosen that are among
-    the K best scores of all, `left_out` the share of tokens not counted, whose stored logits give another choice than the
-    recorded one (near ties, in 16 bits).
+    sequences, and its `weight_share` of the routing weight; `tokens` and `sequences` counted. The reasons:
+
+        affinity  neither bias nor groups are needed
+        bias      without the bias the expert is not chosen, without the group limit it is
+        groups    without the group limit it is not chosen, without the bias it is
+        both      it is chosen without neither
+
+    `best_scores` is the share of the chosen that are among the K best scores of all, `left_out` the share of tokens not
+    counted, whose stored logits give another choice than the recorded one (near ties, in 16 bits).
 
     Args:
         run: A run captured with `--keep logits`.
@@ -43,15 +48,13 @@ def choice_reasons(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFram
     return pd.concat(tables, ignore_index=True).assign(seed=seed)
 
 
-def _layer_reasons(
-    run: Run, layer: int, bias: Float64[np.ndarray, " E"], cells: Cells, draws: int, seed: int
-) -> pd.DataFrame:
-    counted, every = 0.0, 0.0
+def _layer_reasons(run: Run, layer: int, bias: Float64[np.ndarray, " E"], cells: Cells, draws: int, seed: int) -> pd.DataFrame:
+    counted, every = cells.zeros(2 * len(REASONS) + 1), cells.zeros(1)
     for batch in router_batches(run, layer, bias):
-        counted = counted + cells.totals(batch.tokens, _shares(batch), batch.agrees)
-        every = every + cells.totals(batch.tokens, ~batch.agrees[:, None])
-    means = cells.means(np.asarray(counted), draws=draws, seed=seed)
-    left_out = cells.means(np.asarray(every), draws=1, seed=seed).table(0)[["kind", "name", "value"]]
+        counted += cells.totals(batch.tokens, _shares(batch), batch.agrees)
+        every += cells.totals(batch.tokens, ~batch.agrees[:, None])
+    means = cells.means(counted, draws=draws, seed=seed)
+    left_out = cells.means(every, draws=1, seed=seed).table(0)[["kind", "name", "value"]]
     rows = [means.table(place).assign(reason=reason) for place, reason in enumerate(REASONS)]
     table = pd.concat(rows, ignore_index=True).rename(columns={"value": "share"})
     table["weight_share"] = means.value[:, len(REASONS) : -1].T.ravel()
@@ -131,38 +134,23 @@ def _finding(table: pd.DataFrame) -> Finding:
     shares = {reason: whole[whole["reason"] == reason] for reason in REASONS}
     mean = {reason: float(rows["share"].mean()) for reason, rows in shares.items()}
     affinity = shares["affinity"]
-    # The mean of the layers' bounds is no narrower than the interval of the mean.
-    low, high, left_out = (float(affinity[name].mean()) for name in ("ci_low", "ci_high", "left_out"))
+    low, high, left_out, weight, best = layer_means(affinity, "ci_low", "ci_high", "left_out", "weight_share", "best_scores")
     least = affinity.iloc[int(np.argmin(affinity["share"]))]
     return Finding(
         sentence=(
-            f"{percent(mean['affinity'])} of choices follow affinity alone (95 % interval {percent(low)} to {percent(high)}) and "
-            f"carry {percent(affinity['weight_share'].mean())} of the weight; "
-            f"{percent(mean['bias'])} are decided by the bias, {percent(mean['groups'])} by the group limit and "
-            f"{percent(mean['both'])} by both; fewest follow affinity in layer {least['layer']} ({percent(least['share'])}). "
-            f"The best scores alone would name {percent(affinity['best_scores'].mean())} of the chosen experts. "
-            f"{percent(left_out)} of tokens are left out: their logits, in 16 bits, give another choice."
+            f"{percent(mean['affinity'])} of choices follow affinity alone (95 % interval {percent(low)} to {percent(high)}) "
+            f"and carry {percent(weight)} of the weight; {percent(mean['bias'])} are decided by the bias, "
+            f"{percent(mean['groups'])} by the group limit and {percent(mean['both'])} by both. Fewest follow affinity in layer "
+            f"{least['layer']} ({percent(least['share'])}). The best scores alone would name {percent(best)} of the chosen "
+            f"experts. {percent(left_out)} of tokens are left out: their logits, in 16 bits, give another choice."
         ),
-        verdict=_verdict(low, high, left_out),
+        verdict=Verdict.CANNOT_TELL if left_out > MOST_LEFT_OUT else judge_above(low, high, than=0.5),
         rung=1,
         effect=mean["affinity"],
         unit="share of choices",
         ci_low=low,
         ci_high=high,
     )
-
-
-def _verdict(low: float, high: float, left_out: float) -> Verdict:
-    if left_out > MOST_LEFT_OUT:
-        return Verdict.CANNOT_TELL
-    if low > 0.5:
-        return Verdict.SUPPORTED
-    return Verdict.NOT_SUPPORTED if high < 0.5 else Verdict.CANNOT_TELL
-
-
-def overall_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows over all tokens before those of families and labels."""
-    return table.iloc[np.argsort((table["kind"] != "all").to_numpy(), kind="stable")]
 
 
 CHOICE_REASONS = Analysis(

@@ -10,10 +10,9 @@ from scipy import sparse
 
 from ling_probe import routing, stats
 from ling_probe.analysis.bundled import Cells
-from ling_probe.analysis.choice_reasons import overall_first
 from ling_probe.analysis.classified import Classified, classified_steps
 from ling_probe.analysis.counting import sum_by
-from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, judge_cells
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, judge_cells, overall_first
 from ling_probe.analysis.router import RouterBatch, router_batches, router_bias
 from ling_probe.run import Run
 
@@ -50,12 +49,12 @@ def router_confidence(run: Run, *, permutations: int = 1999, draws: int = 1000, 
     steps = classified_steps(run) if cells.labels else None
     tables, residuals = [], []
     for layer, bias in biases.items():
-        totals, tally = 0.0, StepTally(steps)
+        totals, tally = cells.zeros(len(MEASURES)), StepTally(steps)
         for batch in router_batches(run, layer, bias):
             values = _measures(batch)
-            totals = totals + cells.totals(batch.tokens, values)
+            totals += cells.totals(batch.tokens, values)
             tally.add(batch, values)
-        means = cells.means(np.asarray(totals), draws=draws, seed=seed)
+        means = cells.means(totals, draws=draws, seed=seed)
         tables += [means.table(place).assign(layer=layer, measure=name) for place, name in enumerate(MEASURES)]
         residuals.append(tally.residual())
     table = pd.concat(tables, ignore_index=True)
@@ -155,14 +154,12 @@ def _finding(table: pd.DataFrame) -> Finding:
         return Finding(sentence=f"{overall} There are no step labels to compare.", verdict=Verdict.CANNOT_TELL, rung=1)
     row = tested.iloc[_surest(tested)]
     found = int((tested["q"] < DISCOVERY).sum())
-    verdict = judge_cells(
-        tested.assign(ci_low=tested["beyond_low"], ci_high=tested["beyond_high"]), least=LEAST_DIFFERENCE
-    )
+    verdict = judge_cells(tested.assign(ci_low=tested["beyond_low"], ci_high=tested["beyond_high"]), least=LEAST_DIFFERENCE)
     return Finding(
         sentence=(
             f"{overall} In {found} of {len(tested)} (layer, label) cells entropy differs beyond the words (q below 0.05); the "
-            f"surest is layer {row['layer']}, {row['name']}: {row['beyond_words']:+.4f} (95 % interval {row['beyond_low']:+.4f} "
-            f"to {row['beyond_high']:+.4f})."
+            f"surest is layer {row['layer']}, {row['name']}: {row['beyond_words']:+.4f} (95 % interval "
+            f"{row['beyond_low']:+.4f} to {row['beyond_high']:+.4f})."
         ),
         verdict=verdict,
         rung=3 if found else 1,

@@ -9,7 +9,7 @@ from jaxtyping import Float64, Integer
 from ling_probe import metrics, stats
 from ling_probe.analysis.bundled import Bundles
 from ling_probe.analysis.counting import segment_mask
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge, layer_means
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 from ling_probe.spec import ModelSpec
@@ -137,8 +137,8 @@ LEAST_SAVING = 0.1
 def _finding(table: pd.DataFrame) -> Finding:
     half = table[(table["scope"] == "run") & (table["share"] == SHARES[0])]
     single = table[(table["scope"] == "sequence") & (table["share"] == SHARES[0])]
-    # The mean of the layers' bounds is no narrower than the interval of the mean.
-    saved, low, high = (float((1 - half[name] / half["floor"]).mean()) for name in ("experts", "ci_high", "ci_low"))
+    names = ("experts", "ci_high", "ci_low")
+    saved, low, high = layer_means(1 - half[[*names]].div(half["floor"], axis=0), *names)
     fewest = half.iloc[int(np.argmin(half["experts"]))]
     return Finding(
         sentence=(
@@ -161,9 +161,9 @@ COVERAGE = Analysis(
     question="How few experts do how much of the work?",
     claim="Half of the choices go to fewer experts than a router without preference would use.",
     method=(
-        "Smallest number of experts, the most loaded first, with a given share of the choices. Null: a simulated router without "
-        "preference, limited to groups as the model's is, after as many tokens; intervals from a jackknife over blocks of "
-        "sequences, averaged over layers."
+        "Smallest number of experts, the most loaded first, with a given share of the choices. Null: a simulated router "
+        "without preference, limited to groups as the model's is, after as many tokens; intervals from a jackknife over blocks "
+        "of sequences, averaged over layers."
     ),
     order=in_order,
     finding=_finding,

@@ -8,7 +8,7 @@ from scipy import stats as distributions
 
 from ling_probe import metrics, routing, stats
 from ling_probe.analysis.bundled import Bundles
-from ling_probe.analysis.question import Analysis, Finding, judge, percent
+from ling_probe.analysis.question import Analysis, Finding, judge, layer_means, percent
 from ling_probe.analysis.router import RouterBatch, router_batches, router_bias
 from ling_probe.run import Run
 
@@ -111,13 +111,13 @@ LEAST_CORRELATION = 0.2
 
 def _finding(table: pd.DataFrame) -> Finding:
     top, layers = most_by_bias_first(table).iloc[0], table.groupby("layer", sort=False).first()
-    low, rank, high = (float(layers[name].mean()) for name in ("rank_low", "rank_correlation", "rank_high"))
+    low, rank, high = layer_means(layers, "rank_low", "rank_correlation", "rank_high")
     against = int((layers["rank_high"] < 0).sum())
     return Finding(
         sentence=(
-            f"The bias is higher where affinity is lower in {against} of {len(layers)} layers (mean rank correlation {rank:.2f}, "
-            f"95 % interval {low:.2f} to {high:.2f}). Layer {top['layer']:.0f}, expert {top['expert']:.0f} owes the bias "
-            f"most: {percent(top['by_bias'])} of its {top['count']:,} choices would not be made without it."
+            f"The bias is higher where affinity is lower in {against} of {len(layers)} layers (mean rank correlation "
+            f"{rank:.2f}, 95 % interval {low:.2f} to {high:.2f}). Layer {top['layer']:.0f}, expert {top['expert']:.0f} owes the "
+            f"bias most: {percent(top['by_bias'])} of its {top['count']:,.0f} choices would not be made without it."
         ),
         verdict=judge(low, high, least=LEAST_CORRELATION),
         rung=1,
@@ -133,8 +133,8 @@ EXPERT_REASONS = Analysis(
     question="Which experts owe their work to the bias?",
     claim="The bias of an expert and its affinity to the tokens are related.",
     method=(
-        "Recorded choices that the rule would not make without the bias, by expert; rank correlation of bias and mean score over "
-        "the experts of a layer; intervals from a jackknife over blocks of sequences, averaged over layers."
+        "Recorded choices that the rule would not make without the bias, by expert; rank correlation of bias and mean score "
+        "over the experts of a layer; intervals from a jackknife over blocks of sequences, averaged over layers."
     ),
     order=most_by_bias_first,
     finding=_finding,

@@ -69,12 +69,7 @@ def load_balance(run: Run, *, segments: Sequence[str] | None = None, seed: int =
     """
     bundles = Bundles.of(run, seed=seed)
     counts = count_layers(run, bundles.of_sequence, segments=segments).counts
-    parts = [("all", int(bundles.n_sequences.sum()), counts)]
-    if len(bundles.families) > 1:
-        parts += [
-            (name, int(bundles.n_sequences[code]), counts[bundles.family == code]) for code, name in enumerate(bundles.families)
-        ]
-    tables = [_balance(run, counts, seed).assign(family=name, sequences=n) for name, n, counts in parts]
+    tables = [_balance(run, counts[mine], seed).assign(family=name, sequences=n) for name, n, mine in bundles.parts()]
     table = pd.concat(tables, ignore_index=True).assign(seed=seed)
     return table[["layer", "family", "tokens", "sequences", *table.columns.drop(["layer", "family", "tokens", "sequences"])]]
 
@@ -141,7 +136,7 @@ def _load_finding(table: pd.DataFrame) -> Finding:
             f"layer {least['layer']:.0f}, expert {least['expert']:.0f} the least, {fold(least['log2_ratio'])} times."
         ),
         verdict=judge_cells(cells, least=LEAST_UNEVEN),
-        rung=3 if off else 0,
+        rung=1 if off else 0,
         effect=float(most["load"]) / even,
         unit="times the even share",
         ci_low=float(most["ci_low"]) / even,

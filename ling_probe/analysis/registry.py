@@ -4,11 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from ling_probe.analysis.affinity import EXPERT_AFFINITY
+from ling_probe.analysis.choice_reasons import CHOICE_REASONS
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
+from ling_probe.analysis.committee import COMMITTEE
+from ling_probe.analysis.confidence import ROUTER_CONFIDENCE
+from ling_probe.analysis.coverage import COVERAGE
+from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.repeats import REPEAT_CHOICE
+from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -19,6 +28,15 @@ ANALYSES: dict[str, Analysis] = {
         FAMILY_SPECIALISATION,
         EXPERT_LOAD,
         LOAD_BALANCE,
+        COVERAGE,
+        WEIGHT_CONCENTRATION,
+        CHOICE_REASONS,
+        EXPERT_REASONS,
+        ROUTER_CONFIDENCE,
+        REPEAT_CHOICE,
+        SEGMENT_ROUTING,
+        EXPERT_AFFINITY,
+        COMMITTEE,
         COACTIVATION,
         EXPERT_CLUSTERS,
     )

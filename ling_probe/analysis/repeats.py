@@ -17,7 +17,7 @@ from jaxtyping import Float64, Integer
 from ling_probe import stats
 from ling_probe.analysis.bundled import Bundles
 from ling_probe.analysis.counting import segment_mask
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge, percent
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge, layer_means, percent
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
@@ -25,9 +25,7 @@ from ling_probe.spec import ModelSpec
 CHOICES = ("first", "any")
 
 
-def repeat_choice(
-    run: Run, *, segments: Sequence[str] | None = None, draws: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def repeat_choice(run: Run, *, segments: Sequence[str] | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How often the next token chooses the same expert again, beside the same tokens in any order.
 
     One row a layer, `family` ("all" first) and `choice`: "first" compares the experts of largest weight of two neighbours,
@@ -51,12 +49,10 @@ def repeat_choice(
     drawn = bundles.weights(draws=draws, seed=seed)
     parts = [("all", int(bundles.n_sequences.sum()), np.ones(len(totals), dtype=bool))]
     if len(bundles.families) > 1:
-        parts += [
-            (name, int(bundles.n_sequences[code]), bundles.family == code) for code, name in enumerate(bundles.families)
-        ]
+        parts += [(name, int(bundles.n_sequences[code]), bundles.family == code) for code, name in enumerate(bundles.families)]
     tables = [
         _rows(run.spec, totals[mine], drawn[:, mine]).assign(family=name, sequences=count)
-        for name, count, mine in parts
+        for name, count, mine in bundles.parts()
         if totals[mine][..., -1].any()
     ]
     table = pd.concat(tables, ignore_index=True).assign(seed=seed)
@@ -133,15 +129,15 @@ LEAST_LIFT = 0.1
 def _finding(table: pd.DataFrame) -> Finding:
     whole = table[table["family"] == "all"]
     first, either = (whole[whole["choice"] == choice] for choice in CHOICES)
-    # The mean of the layers' bounds is no narrower than the interval of the mean.
-    lift, low, high = (float(first[name].mean()) for name in ("lift", "ci_low", "ci_high"))
+    lift, low, high = layer_means(first, "lift", "ci_low", "ci_high")
+    seen, expected = (percent(first[name].mean()) for name in ("repeat", "expected"))
     most, least = (first.iloc[int(place)] for place in (np.argmax(first["lift"]), np.argmin(first["lift"])))
     return Finding(
         sentence=(
-            f"The next token has the same first choice in {percent(first['repeat'].mean())} of pairs, {lift:.2f} times "
-            f"(95 % interval {low:.2f} to {high:.2f}) what the same tokens in any order would ({percent(first['expected'].mean())}); "
-            f"from {least['lift']:.2f} times in layer {least['layer']} to {most['lift']:.2f} in layer {most['layer']}. It chooses "
-            f"{percent(either['repeat'].mean())} of a token's experts again, {either['lift'].mean():.2f} times the expected."
+            f"The next token has the same first choice in {seen} of pairs, {lift:.2f} times (95 % interval {low:.2f} to "
+            f"{high:.2f}) what the same tokens in any order would ({expected}); from {least['lift']:.2f} times in layer "
+            f"{least['layer']} to {most['lift']:.2f} in layer {most['layer']}. It chooses {percent(either['repeat'].mean())} of "
+            f"a token's experts again, {either['lift'].mean():.2f} times the expected."
         ),
         verdict=judge(low - 1, high - 1, least=LEAST_LIFT),
         rung=1,
@@ -157,9 +153,9 @@ REPEAT_CHOICE = Analysis(
     question="Does a token choose the experts of the token before it?",
     claim="Neighbouring tokens share their first choice more, or less, often than tokens of the same sequence do.",
     method=(
-        "Rate at which the expert of largest weight, or any of the K, is chosen again by the next token. Null: the mean over all "
-        "orders of the tokens of each sequence, exact, which keeps load and groups; that neighbouring words are alike is not "
-        "taken out. Intervals from a bootstrap over sequences, averaged over layers."
+        "Rate at which the expert of largest weight, or any of the K, is chosen again by the next token. Null: the mean over "
+        "all orders of the tokens of each sequence, exact, which keeps load and groups; that neighbouring words are alike is "
+        "not taken out. Intervals from a bootstrap over sequences, averaged over layers."
     ),
     order=in_order,
     finding=_finding,

@@ -5,7 +5,7 @@ tokens are told apart by `RouterBatch.agrees`, and an analysis leaves them out a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -82,5 +82,4 @@ def router_batches(run: Run, layer: int, bias: Float64[np.ndarray, " E"]) -> Ite
 def some_tokens(batch: TokenBatch, rows: slice | Integer[np.ndarray, " n"]) -> TokenBatch:
     """Some rows of a batch."""
     fields = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
-    extra = {name: value[rows] for name, value in batch.extra.items()}
-    return TokenBatch(**{"weights": None} | fields, extra=extra)
+    return replace(batch, **fields, extra={name: value[rows] for name, value in batch.extra.items()})

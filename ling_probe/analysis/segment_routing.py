@@ -19,7 +19,7 @@ from jaxtyping import Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.counting import require_sequences, segment_mask
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge, layer_means
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -73,13 +73,11 @@ def segment_routing(
     return _table(run, totals, stats.bootstrap_weights(len(chosen), draws=draws, seed=seed)).assign(seed=seed)
 
 
-def _stretches(
-    owner: Integer[np.ndarray, " N"], length: int
-) -> tuple[Integer[np.ndarray, "R m"], Integer[np.ndarray, " R"]]:
+def _stretches(owner: Integer[np.ndarray, " N"], length: int) -> tuple[Integer[np.ndarray, "R m"], Integer[np.ndarray, " R"]]:
     """Rows of each whole stretch of tokens, and whose it is; owners stand together, and what is left over is not used."""
     _, first, size = np.unique(owner, return_index=True, return_counts=True)
-    starts = np.concatenate([begin + length * np.arange(count // length) for begin, count in zip(first, size, strict=True)] or [[]])
-    rows = starts.astype(np.int64)[:, None] + np.arange(length)
+    starts = [begin + length * np.arange(count // length) for begin, count in zip(first, size, strict=True)]
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *starts])[:, None] + np.arange(length)
     return rows, owner[rows[:, 0]] if len(rows) else rows[:, 0]
 
 
@@ -139,14 +137,13 @@ LEAST_EXCESS = 0.02
 def _finding(table: pd.DataFrame) -> Finding:
     length = sorted(table["length"].unique())[min(1, table["length"].nunique() - 1)]
     rows = table[table["length"] == length]
-    # The mean of the layers' bounds is no narrower than the interval of the mean.
-    excess, low, high = (float(rows[name].mean()) for name in ("excess", "ci_low", "ci_high"))
+    excess, low, high = layer_means(rows, "excess", "ci_low", "ci_high")
     most = rows.iloc[int(np.argmax(rows["excess"]))]
     return Finding(
         sentence=(
-            f"The best fixed set of experts serves {length} tokens with F1 {rows['f1'].mean():.3f}, and the same tokens in another "
-            f"order with {rows['shuffled'].mean():.3f}: {excess:+.3f} (95 % interval {low:+.3f} to {high:+.3f}) comes of their "
-            f"standing together, most in layer {most['layer']} ({most['excess']:+.3f})."
+            f"The best fixed set of experts serves {length} tokens with F1 {rows['f1'].mean():.3f}, and the same tokens in "
+            f"another order with {rows['shuffled'].mean():.3f}: {excess:+.3f} (95 % interval {low:+.3f} to {high:+.3f}) comes of "
+            f"their standing together, most in layer {most['layer']:.0f} ({most['excess']:+.3f})."
         ),
         verdict=judge(low, high, least=LEAST_EXCESS),
         rung=1,

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ling_probe.analysis.bundled import Cells
-from ling_probe.analysis.choice_reasons import overall_first
-from ling_probe.analysis.question import Analysis, Finding, Verdict, percent
+from ling_probe.analysis.question import Analysis, Finding, judge_above, layer_means, overall_first, percent
 from ling_probe.run import Run
 
 
@@ -23,13 +22,13 @@ def weight_concentration(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.Da
         seed: Of the bootstrap, and of how sequences are dealt to bundles.
     """
     cells, k = Cells.of(run, seed=seed), run.spec.top_k
-    totals = 0.0
+    totals = cells.zeros(run.spec.n_rows * k)
     for batch in run.batches(weights=True):
         assert batch.weights is not None
         # The weights of a choice sum to the scale, up to their 16 bits.
         ordered = np.sort(batch.weights, axis=-1)[..., ::-1]
-        totals = totals + cells.totals(batch, ordered.reshape(len(ordered), -1))
-    means = cells.means(np.asarray(totals), draws=draws, seed=seed)
+        totals += cells.totals(batch, ordered.reshape(len(ordered), -1))
+    means = cells.means(totals, draws=draws, seed=seed)
     tables = [
         means.table(row * k + rank).assign(layer=layer, rank=rank + 1)
         for row, layer in enumerate(run.spec.routed_layers)
@@ -46,11 +45,9 @@ def weight_concentration(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.Da
 def _finding(table: pd.DataFrame) -> Finding:
     whole = table[table["kind"] == "all"]
     first = whole[whole["rank"] == 1]
-    # The mean of the layers' bounds is no narrower than the interval of the mean.
-    share, low, high = (float(first[name].mean()) for name in ("share", "ci_low", "ci_high"))
+    share, low, high = layer_means(first, "share", "ci_low", "ci_high")
     most, least = (first.iloc[int(place)] for place in (np.argmax(first["share"]), np.argmin(first["share"])))
     last = whole.loc[whole["rank"] == whole["rank"].max(), "share"].mean()
-    outweighs = Verdict.SUPPORTED if low > 0.5 else Verdict.NOT_SUPPORTED if high < 0.5 else Verdict.CANNOT_TELL
     return Finding(
         sentence=(
             f"The expert of largest weight carries {percent(share)} of a token's weight (95 % interval {percent(low)} to "
@@ -58,7 +55,7 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"{least['layer']} to {percent(most['share'])} in layer {most['layer']}; the one of least weight carries "
             f"{percent(last)}."
         ),
-        verdict=outweighs,
+        verdict=judge_above(low, high, than=0.5),
         rung=1,
         effect=share,
         unit="share of a token's weight",
@@ -72,8 +69,8 @@ WEIGHT_CONCENTRATION = Analysis(
     question="How much of a token's weight do its first choices carry?",
     claim="One expert outweighs the others of a token together.",
     method=(
-        "Weights of a choice sorted by weight, each over their sum; means over tokens, intervals from a bootstrap over sequences, "
-        "averaged over layers. Even is 1/K."
+        "Weights of a choice sorted by weight, each over their sum; means over tokens, intervals from a bootstrap over "
+        "sequences, averaged over layers. Even is 1/K."
     ),
     order=overall_first,
     finding=_finding,

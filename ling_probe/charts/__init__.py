@@ -10,8 +10,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
-from ling_probe.charts.balance import balance_lines, load_heatmap
+from ling_probe.analysis.affinity import affinity_sets
+from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
+from ling_probe.charts.router import (
+    affinity_lines,
+    bias_scatter,
+    committee_lines,
+    confidence_figures,
+    reason_bars,
+    repeat_lines,
+    stretch_lines,
+)
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
@@ -22,6 +32,15 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "coverage": lambda table, _: [coverage_curves(table)],
+    "weight_concentration": lambda table, _: [weight_bars(table)],
+    "choice_reasons": lambda table, _: [reason_bars(table)],
+    "expert_reasons": lambda table, _: [bias_scatter(table)],
+    "router_confidence": lambda table, _: confidence_figures(table),
+    "repeat_choice": lambda table, _: [repeat_lines(table)],
+    "segment_routing": lambda table, _: [stretch_lines(table)],
+    "expert_affinity": lambda table, _: [affinity_lines(affinity_sets(table))],
+    "committee": lambda table, _: [committee_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
 }
@@ -32,13 +51,22 @@ __all__ = [
     "FIGURES",
     "MUTED",
     "PALETTE",
+    "affinity_lines",
     "balance_lines",
+    "bias_scatter",
     "cluster_map",
     "coactivation_heatmap",
+    "committee_lines",
+    "confidence_figures",
+    "coverage_curves",
     "escape",
     "load_heatmap",
+    "reason_bars",
+    "repeat_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "stretch_lines",
     "training_curves",
+    "weight_bars",
 ]
