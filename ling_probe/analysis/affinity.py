@@ -169,8 +169,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"{sets} {len(found):,} of {len(table):,} (layer, expert, family) cells differ from the other families (q below "
-            f"0.05); the surest is layer {row['layer']}, expert {row['expert']}, with {fold(row['log2_ratio'])} times the weight "
-            f"in {row['family']} (95 % interval {fold_interval(row)}), words not matched."
+            f"0.05); the surest is layer {row['layer']}, expert {row['expert']}, with {fold(row['log2_ratio'])} times the "
+            f"weight in {row['family']} (95 % interval {fold_interval(row)}), words not matched."
         ),
         verdict=verdict,
         rung=1,

@@ -140,9 +140,9 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"{percent(mean['affinity'])} of choices follow affinity alone (95 % interval {percent(low)} to {percent(high)}) "
             f"and carry {percent(weight)} of the weight; {percent(mean['bias'])} are decided by the bias, "
-            f"{percent(mean['groups'])} by the group limit and {percent(mean['both'])} by both. Fewest follow affinity in layer "
-            f"{least['layer']} ({percent(least['share'])}). The best scores alone would name {percent(best)} of the chosen "
-            f"experts. {percent(left_out)} of tokens are left out: their logits, in 16 bits, give another choice."
+            f"{percent(mean['groups'])} by the group limit and {percent(mean['both'])} by both. Fewest follow affinity in "
+            f"layer {least['layer']} ({percent(least['share'])}). The best scores alone would name {percent(best)} of the "
+            f"chosen experts. {percent(left_out)} of tokens are left out: their logits, in 16 bits, give another choice."
         ),
         verdict=Verdict.CANNOT_TELL if left_out > MOST_LEFT_OUT else judge_above(low, high, than=0.5),
         rung=1,

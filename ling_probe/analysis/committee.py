@@ -20,7 +20,7 @@ from ling_probe import metrics, stats
 from ling_probe.analysis.bundled import Cells
 from ling_probe.analysis.classified import COMPLETION
 from ling_probe.analysis.counting import segment_mask
-from ling_probe.analysis.question import Analysis, Finding, judge_above, layer_means, percent
+from ling_probe.analysis.question import Analysis, Finding, judge_above, layer_means
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
@@ -186,8 +186,9 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"In {phase}s the leading experts of two {PLURAL[kind]} overlap with a Jaccard index of {jaccard:.2f} (95 % "
             f"interval {low:.2f} to {high:.2f}; two halves of one share {halves:.2f}, random ones {chance:.2f}), mean of "
-            f"layers.{read} {rows['standing'].sum()} experts stand in at least {percent(STANDING)} of {first['domains']} {PLURAL[kind]}; "
-            f"layer {first['layer']}, expert {first['expert']} leads most steadily (mean rank {first['mean_rank']:.1f})."
+            f"layers.{read} {rows['standing'].sum()} experts stand in at least {STANDING:.0%} of {first['domains']} "
+            f"{PLURAL[kind]}; layer {first['layer']}, expert {first['expert']} leads most steadily (mean rank "
+            f"{first['mean_rank']:.1f})."
         ),
         verdict=judge_above(low, high, than=ALIKE),
         rung=1,

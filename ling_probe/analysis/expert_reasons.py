@@ -62,6 +62,8 @@ def _layer_table(blocks: Float64[np.ndarray, "J P E"], bias: Float64[np.ndarray,
     rank = _rank_correlation(bias, total)
     ranks = np.array([_rank_correlation(bias, each) for each in left_out])
     rank_low, rank_high, _ = stats.jackknife_interval(np.array(rank), ranks)
+    if len(ranks) > 1 and np.ptp(ranks) == 0:
+        rank_low = rank_high = np.array(rank)  # The order is the same whatever is left out.
     _, _, count, _, groups, kept_out, aside = total
     often = np.where(count > 0, count, np.nan)
     return pd.DataFrame(
@@ -116,8 +118,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"The bias is higher where affinity is lower in {against} of {len(layers)} layers (mean rank correlation "
-            f"{rank:.2f}, 95 % interval {low:.2f} to {high:.2f}). Layer {top['layer']:.0f}, expert {top['expert']:.0f} owes the "
-            f"bias most: {percent(top['by_bias'])} of its {top['count']:,.0f} choices would not be made without it."
+            f"{rank:.2f}, 95 % interval {low:.2f} to {high:.2f}). Layer {top['layer']:.0f}, expert {top['expert']:.0f} owes "
+            f"the bias most: {percent(top['by_bias'])} of its {top['count']:,.0f} choices would not be made without it."
         ),
         verdict=judge(low, high, least=LEAST_CORRELATION),
         rung=1,

@@ -136,8 +136,8 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"The next token has the same first choice in {seen} of pairs, {lift:.2f} times (95 % interval {low:.2f} to "
             f"{high:.2f}) what the same tokens in any order would ({expected}); from {least['lift']:.2f} times in layer "
-            f"{least['layer']} to {most['lift']:.2f} in layer {most['layer']}. It chooses {percent(either['repeat'].mean())} of "
-            f"a token's experts again, {either['lift'].mean():.2f} times the expected."
+            f"{least['layer']} to {most['lift']:.2f} in layer {most['layer']}. It chooses {percent(either['repeat'].mean())} "
+            f"of a token's experts again, {either['lift'].mean():.2f} times the expected."
         ),
         verdict=judge(low - 1, high - 1, least=LEAST_LIFT),
         rung=1,

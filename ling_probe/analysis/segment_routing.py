@@ -142,8 +142,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"The best fixed set of experts serves {length} tokens with F1 {rows['f1'].mean():.3f}, and the same tokens in "
-            f"another order with {rows['shuffled'].mean():.3f}: {excess:+.3f} (95 % interval {low:+.3f} to {high:+.3f}) comes of "
-            f"their standing together, most in layer {most['layer']:.0f} ({most['excess']:+.3f})."
+            f"another order with {rows['shuffled'].mean():.3f}: {excess:+.3f} (95 % interval {low:+.3f} to {high:+.3f}) comes "
+            f"of their standing together, most in layer {most['layer']:.0f} ({most['excess']:+.3f})."
         ),
         verdict=judge(low, high, least=LEAST_EXCESS),
         rung=1,

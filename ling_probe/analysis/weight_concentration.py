@@ -66,7 +66,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 WEIGHT_CONCENTRATION = Analysis(
     function=weight_concentration,
-    question="How much of a token's weight do its first choices carry?",
+    question="How much weight do the first choices of a token carry?",
     claim="One expert outweighs the others of a token together.",
     method=(
         "Weights of a choice sorted by weight, each over their sum; means over tokens, intervals from a bootstrap over "
