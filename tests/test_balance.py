@@ -14,7 +14,8 @@ from ling_probe.errors import UsageError
 
 @pytest.fixture
 def balanced(monkeypatch):
-    """Routers without a bias of their own: every expert is as likely as any other."""
+    """Routers without a bias of their own: every expert is as likely as any other. Their floor is simulated more coarsely."""
+    monkeypatch.setattr(metrics, "_SIMULATED_VALUES", 2**21)
     monkeypatch.setattr(synthetic._World, "draw_bias", staticmethod(lambda spec, _: np.zeros((spec.n_rows, spec.n_experts))))
 
 

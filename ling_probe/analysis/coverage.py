@@ -83,7 +83,7 @@ def _sequence_counts(
     base = (local * spec.n_experts)[:, None]
     for row in range(spec.n_rows):
         cells = (base + batch.expert_ids[rows, row]).ravel()
-        counts[:, row] = np.bincount(cells, minlength=n_local * spec.n_experts).reshape(n_local, -1)
+        counts[:, row] = np.bincount(cells, minlength=n_local * spec.n_experts).reshape(n_local, spec.n_experts)
     return counts
 
 

@@ -90,7 +90,7 @@ def _repeats(
             shared += mine[:-1] == next_one[1:]
     seen = np.bincount(local[1:], weights=shared * follows, minlength=n_local) / k
     cells = (local * spec.n_experts)[:, None] + ids
-    counts = np.bincount(cells.ravel(), minlength=n_local * spec.n_experts).reshape(n_local, -1)
+    counts = np.bincount(cells.ravel(), minlength=n_local * spec.n_experts).reshape(n_local, spec.n_experts)
     tokens = counts.sum(axis=-1) / k
     pairs = np.bincount(local[1:], weights=follows, minlength=n_local)
     alike = (counts * (counts - 1)).sum(axis=-1) / np.maximum(tokens * (tokens - 1), 1)
