@@ -77,7 +77,7 @@ def test_the_page_needs_no_network_and_can_be_mailed(folder, page):
     assert '"showSendToCloud": false' in own
 
 
-def test_the_page_says_who_ran_what_and_how_well(page):
+def test_the_page_says_who_ran_what_and_how_well(folder, page):
     text = page.split("</head>")[1]
     for expected in ("ling-test", "stepbench test", "60 sequences", "1234"):
         assert expected in text

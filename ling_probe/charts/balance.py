@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ling_probe.analysis import ANALYSES
-from ling_probe.charts.style import MUTED, PALETTE, figure_of, grid, heatmap, row_height, styled
+from ling_probe.charts.style import MUTED, PALETTE, figure_of, grid, heatmap, legend_below, row_height, styled
 
 
 def load_heatmap(table: pd.DataFrame, *, group_size: int | None = None) -> go.Figure:
@@ -58,7 +58,7 @@ def coverage_curves(table: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title="experts, the most loaded first", rangemode="tozero")
     figure.update_yaxes(title="share of choices", tickformat=".0%", row=1, col=1)
-    return styled(figure, ANALYSES["coverage"].question, height=440)
+    return legend_below(styled(figure, ANALYSES["coverage"].question, height=440))
 
 
 def weight_bars(table: pd.DataFrame) -> go.Figure:

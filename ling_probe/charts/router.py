@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ling_probe.analysis import ANALYSES
-from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, grid, row_height, styled
+from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, grid, legend_below, row_height, styled
 
 REASON_COLOURS = {"affinity": PALETTE[0], "bias": PALETTE[4], "groups": PALETTE[3], "both": PALETTE[1]}
-NO_EFFECT = {"color": MUTED, "dash": "dash"}
 
 
 def reason_bars(table: pd.DataFrame) -> go.Figure:
@@ -124,7 +123,7 @@ def repeat_lines(table: pd.DataFrame) -> go.Figure:
         traces += _line(rows, "expected", f"{name}, tokens in any order (chance)", place, dash="dash")
     title = ANALYSES["repeat_choice"].question
     figure = figure_of(traces, title, x="layer", y="chosen again by the next token", height=420)
-    return figure.update_xaxes(type="category").update_yaxes(tickformat=".0%", rangemode="tozero")
+    return legend_below(figure.update_xaxes(type="category").update_yaxes(tickformat=".0%", rangemode="tozero"))
 
 
 def stretch_lines(table: pd.DataFrame) -> go.Figure:
@@ -135,7 +134,7 @@ def stretch_lines(table: pd.DataFrame) -> go.Figure:
         traces += _line(rows, "shuffled", f"{length} tokens, shuffled (chance)", place, dash="dash")
     title = ANALYSES["segment_routing"].question
     figure = figure_of(traces, title, x="layer", y="F1 of the best fixed set", height=420)
-    return figure.update_xaxes(type="category").update_yaxes(rangemode="tozero")
+    return legend_below(figure.update_xaxes(type="category").update_yaxes(rangemode="tozero"))
 
 
 def committee_lines(table: pd.DataFrame) -> go.Figure:
@@ -151,7 +150,7 @@ def committee_lines(table: pd.DataFrame) -> go.Figure:
     traces.append(go.Scatter(x=_layers(chance), y=chance["chance"].to_numpy(), mode="lines", name="random (chance)", line=line))
     title = ANALYSES["committee"].question
     figure = figure_of(traces, title, x="layer", y="overlap of the leading experts (Jaccard)", height=460)
-    return figure.update_xaxes(type="category").update_yaxes(range=[0, 1.02])
+    return legend_below(figure.update_xaxes(type="category").update_yaxes(range=[0, 1.02]))
 
 
 def affinity_lines(sizes: pd.DataFrame) -> go.Figure:
