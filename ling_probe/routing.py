@@ -104,7 +104,7 @@ def route(logits: Choice, bias: Bias, spec: ModelSpec) -> Routing:
 
 
 def chosen(choice: Choice, spec: ModelSpec) -> Bool[np.ndarray, "*batch E"]:
-    """Which experts `choose` chooses, as a mask: the same set several times faster, without their order."""
+    """Which experts `choose` chooses, as a mask: the same set in half the time, without their order."""
     allowed = choice
     if spec.n_groups > 1:
         allowed = np.where(np.repeat(kept_groups(choice, spec), spec.group_size, axis=-1), choice, -np.inf)

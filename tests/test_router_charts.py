@@ -71,9 +71,8 @@ def test_the_scatter_holds_every_expert_and_the_line_of_no_bias(tables):
 
 
 def test_confidence_is_drawn_with_its_intervals_and_only_what_is_sure_is_coloured(tables):
-    lines, heat = charts.confidence_figures(
-        tables["router_confidence"].assign(q=np.where(tables["router_confidence"]["layer"] == 2, 0.01, 0.5))
-    )
+    table = tables["router_confidence"]
+    lines, heat = charts.confidence_figures(table.assign(q=np.where(table["layer"] == 2, 0.01, 0.5)))
     whole = tables["router_confidence"].query("kind == 'all' and measure == 'entropy'")
     np.testing.assert_array_equal(lines.data[0].y, whole["value"])
     assert list(lines.data[1].y[:3]) == [whole["ci_low"].iloc[0], whole["ci_high"].iloc[0], None]

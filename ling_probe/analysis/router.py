@@ -16,7 +16,7 @@ from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 from ling_probe.spec import ModelSpec
 
-SLICE = 8192
+SLICE = 2048
 """Tokens worked on at a time."""
 
 
