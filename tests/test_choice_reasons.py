@@ -7,11 +7,20 @@ from scipy.stats import spearmanr
 from synthetic import Effects, Planted, synthetic_run, synthetic_spec, synthetic_traces
 from test_analysis import DEPENDENT, row
 
-from ling_probe.analysis import ANALYSES, Verdict, choice_reasons, expert_load, expert_reasons, router_confidence, token_reasons
+from ling_probe.analysis import (
+    ANALYSES,
+    Verdict,
+    choice_reasons,
+    expert_load,
+    expert_reasons,
+    router_confidence,
+    token_experts,
+    token_reasons,
+)
 from ling_probe.analysis.choice_reasons import REASONS
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
-from ling_probe.routing import choice_scores, chosen, flip_distance, kept_groups, route, scores, ungrouped
+from ling_probe.routing import choice_scores, choose, chosen, flip_distance, kept_groups, route, scores, ungrouped
 from ling_probe.run import Run
 
 
@@ -123,6 +132,27 @@ def test_the_rows_of_a_token_are_its_recorded_choice_and_its_distance(run):
     np.testing.assert_allclose(one["score"] + one["bias"], choice[one["expert"]])
 
 
+def test_what_an_expert_needs_is_told_for_every_expert_of_a_token(run):
+    table, tokens = token_experts(run, 7, 3), token_reasons(run, 7).query("position == 3")
+    assert len(table) == 48
+    for layer, rows in table.groupby("layer"):
+        bias = np.array(run.manifest.model["expert_bias"][str(layer)])
+        mine = tokens[tokens["layer"] == layer].set_index("expert")
+        assert set(rows["expert"][rows["chosen"]]) == set(mine.index)
+        assert rows.groupby("group")["kept"].first().sum() == 2
+        far = rows.set_index("expert")["distance"]
+        assert far[mine.index].tolist() == mine["distance"].tolist()
+        outside = rows[~rows["chosen"]].set_index("expert")
+        for expert, distance in outside["distance"].items():
+            moved = rows["score"].to_numpy() + bias
+            moved[expert] += distance + 1e-9
+            assert expert in choose(moved, run.spec)
+            moved[expert] -= 2e-9
+            assert expert not in choose(moved, run.spec)
+    with pytest.raises(UsageError, match="no position 999 in sequence 7; it has"):
+        token_experts(run, 7, 999)
+
+
 def test_experts_are_counted_one_by_one(run):
     table = expert_reasons(run)
     load = expert_load(run)
@@ -193,6 +223,16 @@ def test_a_step_in_which_the_router_is_surer_is_found_in_its_layer(tmp_path):
     assert found["beyond_high"] < 0
     assert (table[(table["layer"] == 1) & (table["measure"] == "entropy")]["q"].dropna() > 0.05).all()
     assert ANALYSES["router_confidence"].finding(table).verdict is Verdict.SUPPORTED
+
+
+def test_what_is_beyond_the_words_of_all_kinds_of_step_adds_up_to_nothing(run):
+    """Words and problems are taken out, so what one kind of step has more of the others have less of."""
+    labels = router_confidence(run, permutations=19, draws=20).query("kind == 'label'")
+    whole = (labels["beyond_words"] * labels["tokens"]).groupby([labels["layer"], labels["measure"]]).sum()
+    np.testing.assert_allclose(whole, 0, atol=1e-6)
+    assert (labels["beyond_low"] <= labels["beyond_words"]).all()
+    assert (labels["beyond_words"] <= labels["beyond_high"]).all()
+    assert labels["beyond_words"].abs().max() > 0.001
 
 
 def test_confidence_without_effect_rejects_at_the_stated_rate(tmp_path):

@@ -4,7 +4,7 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 """
 
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
-from ling_probe.analysis.choice_reasons import choice_reasons, token_reasons
+from ling_probe.analysis.choice_reasons import choice_reasons
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.committee import committee
@@ -18,6 +18,7 @@ from ling_probe.analysis.repeats import repeat_choice
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.segment_routing import segment_routing
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.weight_concentration import weight_concentration
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "segment_routing",
     "sure_effect",
     "surest_first",
+    "token_experts",
     "token_reasons",
     "weight_concentration",
 ]

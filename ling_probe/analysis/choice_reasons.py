@@ -1,7 +1,8 @@
 """Why the router chose the experts it chose: their affinity to the token, the bias, or the group limit.
 
 An expert's choice is decided by what it would not have been chosen without (`routing.reasons`): the bias that balances the
-load, the limit to the best groups, both, or neither, its affinity then. What is counted are the recorded choices.
+load, the limit to the best groups, both, or neither, its affinity then. What is counted are the recorded choices; the two
+that they are held against are as exact as logits in 16 bits.
 """
 
 import numpy as np
@@ -10,12 +11,9 @@ from jaxtyping import Float64
 
 from ling_probe import routing
 from ling_probe.analysis.bundled import Cells
-from ling_probe.analysis.counting import require_sequences
 from ling_probe.analysis.question import Analysis, Finding, Verdict, judge_above, layer_means, overall_first, percent
-from ling_probe.analysis.router import RouterBatch, router_batches, router_bias, some_tokens
-from ling_probe.errors import UsageError
+from ling_probe.analysis.router import RouterBatch, router_batches, router_bias
 from ling_probe.run import Run
-from ling_probe.run.tables import read_batch
 
 REASONS = tuple(reason.name.lower() for reason in routing.Reason)
 
@@ -74,55 +72,6 @@ def _shares(batch: RouterBatch) -> Float64[np.ndarray, "N P"]:
     weights = [((why == reason) * weight).sum(axis=-1) for reason in routing.Reason]
     best = routing.chosen(batch.scores, routing.ungrouped(batch.spec))
     return np.column_stack([*shares, *weights, (best & batch.recorded).sum(axis=-1) / batch.spec.top_k])
-
-
-def token_reasons(run: Run, sequence: int) -> pd.DataFrame:
-    """Why each expert of each token of one sequence was chosen, and how far it is from a flip.
-
-    One row a token, layer and slot: `position`, `layer`, `slot`, `expert`, `weight`, `score` (sigmoid of the logit), `bias`,
-    `reason` (one of `REASONS`, "unknown" where the stored logits give another choice than the recorded one), and `distance`,
-    how far the expert's score would have to fall for it not to be chosen (NaN where unknown, infinite where nothing could).
-
-    Args:
-        run: A run captured with `--keep logits`.
-        sequence: Row in `Run.sequences`.
-
-    Raises:
-        UsageError: The run kept no logits, its routing was changed, or there is no such row.
-    """
-    require_sequences(run)
-    biases = router_bias(run)
-    if not 0 <= sequence < len(run.sequences):
-        raise UsageError(f"no sequence {sequence} in {run.folder}; it has {len(run.sequences)}, counted from 0")
-    part = np.searchsorted(np.cumsum([part.sequences for part in run.manifest.parts]), sequence, side="right")
-    path = run.folder / "parts" / run.manifest.parts[part].name / "tokens.parquet"
-    ids = pd.Index(run.sequences["sequence_id"])
-    tables = []
-    for layer in run.spec.routed_layers:
-        whole = read_batch(path, run.spec, ids, layers=[layer], weights=True, columns=["logits"])
-        tokens = some_tokens(whole, np.flatnonzero(whole.sequence == sequence))
-        tables.append(_token_rows(RouterBatch(tokens, biases[layer], run.spec)).assign(layer=layer))
-    table = pd.concat(tables).sort_values(["position", "layer", "slot"], ignore_index=True)
-    return table[["position", "layer", *table.columns.drop(["position", "layer"])]]
-
-
-def _token_rows(batch: RouterBatch) -> pd.DataFrame:
-    ids, known = batch.ids.astype(np.int64), np.repeat(batch.agrees, batch.spec.top_k)
-    why = routing.reasons(batch.ids, batch.scores, batch.bias, batch.spec).ravel()
-    far = np.take_along_axis(routing.flip_distance(batch.choice, batch.spec), ids, axis=-1).ravel()
-    assert batch.tokens.weights is not None
-    return pd.DataFrame(
-        {
-            "position": np.repeat(batch.tokens.position, batch.spec.top_k),
-            "slot": np.tile(np.arange(batch.spec.top_k), len(ids)),
-            "expert": ids.ravel(),
-            "weight": batch.tokens.weights[:, 0].ravel(),
-            "score": np.take_along_axis(batch.scores, ids, axis=-1).ravel(),
-            "bias": batch.bias[ids].ravel(),
-            "reason": np.where(known, np.array(REASONS)[why], "unknown"),
-            "distance": np.where(known, far, np.nan),
-        }
-    )
 
 
 MOST_LEFT_OUT = 0.05
