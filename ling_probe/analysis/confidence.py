@@ -180,7 +180,7 @@ def _surest(tested: pd.DataFrame) -> int:
 ROUTER_CONFIDENCE = Analysis(
     function=router_confidence,
     question="How sure is the router of its choice?",
-    claim="The router is surer in some kinds of step than their words make it.",
+    claim="The router is surer, or less sure, in some kinds of step than their words make it.",
     method=(
         "Entropy, largest share and 90 % mass of the scores divided by their sum, and the margin c_(K) - c_(K+1). Null: labels "
         "shuffled over whole steps inside each problem, after taking out what the same words and the problem have; p corrected "

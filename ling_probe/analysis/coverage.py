@@ -150,7 +150,7 @@ def _finding(table: pd.DataFrame) -> Finding:
         verdict=judge(low, high, least=LEAST_SAVING),
         rung=1,
         effect=saved,
-        unit="fewer experts than a balanced router, as a share of its",
+        unit="share of a balanced router's experts saved",
         ci_low=low,
         ci_high=high,
     )
