@@ -30,6 +30,9 @@ def balance_lines(table: pd.DataFrame) -> go.Figure:
         floor = f"{name}_floor"
         model = {"name": "model", "line": {"color": PALETTE[0]}, "mode": "lines+markers"}
         chance = {"name": "balanced router (chance)", "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
+        if name == "gini":
+            hover = "layer %{x}: %{y:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f})<extra></extra>"
+            model |= {"customdata": table[["ci_low", "ci_high"]].to_numpy(), "hovertemplate": hover}
         figure.add_scatter(x=layers, y=table[name].to_numpy(), showlegend=row == 1, row=row, col=1, **model)
         figure.add_scatter(x=layers, y=table[floor].to_numpy(), showlegend=row == 1, row=row, col=1, **chance)
         figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
