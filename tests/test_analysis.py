@@ -101,6 +101,9 @@ def test_balance_stands_beside_its_floor(make_run):
     run = make_run(40)
     table, ids = load_balance(run), all_tokens(run)
     first = np.bincount(ids[:, 0].ravel(), minlength=16)
+    assert table["family"].tolist() == ["all"] * 3 + ["arithmetic"] * 3 + ["causal"] * 3 + ["deduction"] * 3
+    assert table.groupby("family")["tokens"].first().drop("all").sum() == len(ids)
+    table = table[table["family"] == "all"]
     assert table["tokens"].tolist() == [len(ids)] * 3
     assert table["gini"].iloc[0] == pytest.approx(metrics.gini(first))
     assert table["max_vio"].iloc[0] == pytest.approx(metrics.max_vio(first))
@@ -326,7 +329,7 @@ def test_every_analysis_has_a_script_and_every_script_an_analysis(planted_run, c
 
 def test_a_script_prints_a_table_or_one_line_of_error(planted_run, capsys, tmp_path):
     assert script_main("load_balance", [str(planted_run.folder), "--rows", "2"]) == 0
-    assert "2 of 3 rows" in capsys.readouterr().out
+    assert "2 of 12 rows" in capsys.readouterr().out
     assert script_main("load_balance", [str(tmp_path / "nowhere")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

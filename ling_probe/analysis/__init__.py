@@ -3,16 +3,26 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
+from ling_probe.analysis.affinity import affinity_sets, expert_affinity
 from ling_probe.analysis.causal_effects import causal_effects
+from ling_probe.analysis.choice_reasons import choice_reasons
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
+from ling_probe.analysis.committee import committee
+from ling_probe.analysis.confidence import router_confidence
+from ling_probe.analysis.coverage import coverage
+from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
+from ling_probe.analysis.repeats import repeat_choice
 from ling_probe.analysis.script import script_main
+from ling_probe.analysis.segment_routing import segment_routing
 from ling_probe.analysis.similarity import step_similarity
 from ling_probe.analysis.solutions import answer_prediction
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.token_reasons import token_experts, token_reasons
+from ling_probe.analysis.weight_concentration import weight_concentration
 
 __all__ = [
     "ANALYSES",
@@ -20,19 +30,31 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "affinity_sets",
     "answer_prediction",
     "answers",
     "causal_effects",
+    "choice_reasons",
     "coactivation",
+    "committee",
+    "coverage",
+    "expert_affinity",
     "expert_clusters",
     "expert_load",
+    "expert_reasons",
     "family_specialisation",
     "finding",
     "findings_index",
     "label_specialisation",
     "load_balance",
+    "repeat_choice",
+    "router_confidence",
     "script_main",
+    "segment_routing",
     "step_similarity",
     "sure_effect",
     "surest_first",
+    "token_experts",
+    "token_reasons",
+    "weight_concentration",
 ]

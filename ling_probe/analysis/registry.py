@@ -4,14 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from ling_probe.analysis.affinity import EXPERT_AFFINITY
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
+from ling_probe.analysis.choice_reasons import CHOICE_REASONS
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
+from ling_probe.analysis.committee import COMMITTEE
+from ling_probe.analysis.confidence import ROUTER_CONFIDENCE
+from ling_probe.analysis.coverage import COVERAGE
+from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.repeats import REPEAT_CHOICE
+from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -23,6 +32,15 @@ ANALYSES: dict[str, Analysis] = {
         STEP_SIMILARITY,
         EXPERT_LOAD,
         LOAD_BALANCE,
+        COVERAGE,
+        WEIGHT_CONCENTRATION,
+        CHOICE_REASONS,
+        EXPERT_REASONS,
+        ROUTER_CONFIDENCE,
+        REPEAT_CHOICE,
+        SEGMENT_ROUTING,
+        EXPERT_AFFINITY,
+        COMMITTEE,
         COACTIVATION,
         EXPERT_CLUSTERS,
         ANSWER_PREDICTION,

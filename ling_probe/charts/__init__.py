@@ -10,9 +10,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
-from ling_probe.charts.balance import balance_lines, load_heatmap
+from ling_probe.analysis.affinity import affinity_sets
+from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
+from ling_probe.charts.router import (
+    affinity_lines,
+    bias_scatter,
+    committee_lines,
+    confidence_figures,
+    reason_bars,
+    repeat_lines,
+    stretch_lines,
+)
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
@@ -25,6 +35,15 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "step_similarity": lambda table, _: [similarity_lines(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "coverage": lambda table, _: [coverage_curves(table)],
+    "weight_concentration": lambda table, _: [weight_bars(table)],
+    "choice_reasons": lambda table, _: [reason_bars(table)],
+    "expert_reasons": lambda table, _: [bias_scatter(table)],
+    "router_confidence": lambda table, _: confidence_figures(table),
+    "repeat_choice": lambda table, _: [repeat_lines(table)],
+    "segment_routing": lambda table, _: [stretch_lines(table)],
+    "expert_affinity": lambda table, _: [affinity_lines(affinity_sets(table))],
+    "committee": lambda table, _: [committee_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
@@ -37,16 +56,25 @@ __all__ = [
     "FIGURES",
     "MUTED",
     "PALETTE",
+    "affinity_lines",
     "auroc_bars",
     "balance_lines",
+    "bias_scatter",
     "causal_bars",
     "cluster_map",
     "coactivation_heatmap",
+    "committee_lines",
+    "confidence_figures",
+    "coverage_curves",
     "escape",
     "load_heatmap",
+    "reason_bars",
+    "repeat_lines",
     "similarity_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "stretch_lines",
     "training_curves",
+    "weight_bars",
 ]

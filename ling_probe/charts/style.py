@@ -74,6 +74,11 @@ def figure_of(traces: Sequence[Any], title: str, *, x: str, y: str, height: int)
     return styled(figure, title, height=height)
 
 
+def legend_below(figure: go.Figure) -> go.Figure:
+    """A figure whose legend has too many entries for the line under its title."""
+    return figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
+
+
 def styled(figure: go.Figure, title: str, *, height: int) -> go.Figure:
     """A figure in the style of all."""
     figure.update_layout(
