@@ -161,7 +161,7 @@ class NullMoments:
         far, skew = np.abs(self.deviation) / spread, self.third / spread**3
         with np.errstate(invalid="ignore"):
             p = stats.pearson3.sf(far, skew) + stats.pearson3.cdf(-far, skew)
-        return np.clip(p, np.exp(-self.log_arrangements), 1.0)
+        return np.clip(p, np.maximum(np.exp(-self.log_arrangements), np.finfo(float).tiny), 1.0)
 
 
 @dataclass(frozen=True)

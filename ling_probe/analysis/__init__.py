@@ -8,8 +8,15 @@ from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
+from ling_probe.analysis.risk import risk_difference
 from ling_probe.analysis.script import script_main
-from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.specialisation import (
+    correctness_specialisation,
+    family_specialisation,
+    held_out,
+    label_specialisation,
+    surest_picked,
+)
 
 __all__ = [
     "ANALYSES",
@@ -19,14 +26,18 @@ __all__ = [
     "Verdict",
     "answers",
     "coactivation",
+    "correctness_specialisation",
     "expert_clusters",
     "expert_load",
     "family_specialisation",
     "finding",
     "findings_index",
+    "held_out",
     "label_specialisation",
     "load_balance",
+    "risk_difference",
     "script_main",
     "sure_effect",
     "surest_first",
+    "surest_picked",
 ]

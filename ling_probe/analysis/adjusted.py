@@ -16,7 +16,7 @@ from ling_probe.analysis.classified import Classified, Part, families, problem_s
 from ling_probe.analysis.counting import sum_by
 from ling_probe.run import Run
 
-MEMORY = 300e6
+MEMORY = 450e6
 """Bytes that the tables of layers read together may take; one layer is always read."""
 UNITS = 400
 """Most units of the bootstrap, as many in each half."""
@@ -103,7 +103,7 @@ class Matched:
         chosen = sparse.csc_array(
             (np.ones(len(cells), np.float32), cells, starts), shape=(len(units) * n_experts, len(self.weights))
         )
-        choices[units] += (chosen @ self.weights).reshape(len(units), n_experts, -1)
+        choices[units] += (chosen @ self.weights).reshape(len(units), *choices.shape[1:])
 
 
 class LayerSums:

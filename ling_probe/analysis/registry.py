@@ -8,7 +8,8 @@ from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
-from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.risk import RISK_DIFFERENCE
+from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -17,6 +18,8 @@ ANALYSES: dict[str, Analysis] = {
     for each in (
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
+        CORRECTNESS_SPECIALISATION,
+        RISK_DIFFERENCE,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COACTIVATION,

@@ -294,19 +294,21 @@ def held_out(rows: pd.DataFrame) -> pd.DataFrame:
 
 LEAST_EFFECT = 0.585
 """Log2 ratio below which a preference is not worth having: one and a half times as often."""
-_PLACES = {
-    "label": ("{} steps", "other steps of the same family"),
-    "family": ("{} problems", "other families"),
-    "answer": ("{} solutions", "right ones of the same family"),
+_WORDS = {
+    "label": ("preference for a label", "{} steps", "other steps of the same family"),
+    "family": ("preference for a family", "{} problems", "other families"),
+    "answer": ("preference for right or wrong solutions", "{} solutions", "right ones of the same family"),
 }
+"""How a finding speaks of each class column: what there may be, where, and beside what."""
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    kind = next(name for name in _PLACES if name in table.columns)
+    kind = next(name for name in _WORDS if name in table.columns)
+    what, place, others = _WORDS[kind]
     found, verdict = table[table["q"] < DISCOVERY], judge_cells(table, least=LEAST_EFFECT)
     tested = f"{len(found):,} of {table['p'].count():,} (layer, expert, {kind}) cells differ from chance (q below 0.05)"
     if found.empty:
-        nothing = f"{tested}: this run shows no preference for a {kind} beyond its tokens that survives the correction."
+        nothing = f"{tested}: this run shows no {what} beyond its tokens that survives the correction."
         return Finding(sentence=nothing, verdict=verdict, rung=0)
     picked = surest_picked(table)
     row = (surest_first(found) if picked.empty else held_out(picked)).iloc[0]
@@ -315,7 +317,6 @@ def _finding(table: pd.DataFrame) -> Finding:
     else:
         again = f"{int(picked['replicated'].sum()):,} of {len(picked):,} picked on one half of the problems hold on the other"
         told = f"{again}; the surest there, measured where it was not picked,"
-    place, others = _PLACES[kind]
     return Finding(
         sentence=(
             f"{tested}; {told} is layer {row['layer']}, expert {row['expert']}, chosen {fold(row['log2_ratio'])} times as "

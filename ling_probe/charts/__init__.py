@@ -12,14 +12,28 @@ import plotly.graph_objects as go
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
-from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
+from ling_probe.charts.risk import risk_bars, token_test
+from ling_probe.charts.specialisation import (
+    replication,
+    specialisation_bars,
+    specialisation_heatmap,
+    specialisation_volcano,
+    token_shares,
+)
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
 
+
+def _specialisation(table: pd.DataFrame) -> list[go.Figure]:
+    return [specialisation_bars(table), specialisation_volcano(table), replication(table)]
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
-    "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
-    "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
+    "label_specialisation": lambda table, _: _specialisation(table),
+    "family_specialisation": lambda table, _: [*_specialisation(table), token_shares(table)],
+    "correctness_specialisation": lambda table, _: _specialisation(table),
+    "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
@@ -37,8 +51,12 @@ __all__ = [
     "coactivation_heatmap",
     "escape",
     "load_heatmap",
+    "replication",
+    "risk_bars",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "token_shares",
+    "token_test",
     "training_curves",
 ]
