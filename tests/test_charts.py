@@ -46,8 +46,8 @@ def specialisation_table(n=4, label=NASTY) -> pd.DataFrame:
 
 
 def risk_table() -> pd.DataFrame:
-    numbers = ("share_a", "share_b", "risk_difference", "ci_low", "ci_high", "p", "q", "token_p")
-    return pd.DataFrame({"layer": [1, 2], "expert": [3, 4], "a": NASTY, "b": "c"} | dict.fromkeys(numbers, [0.01, 0.5]))
+    names = ("share_a", "share_b", "risk_difference", "ci_low", "ci_high", "p", "q", "token_p")
+    return pd.DataFrame({"layer": [1, 2], "expert": [3, 4], "a": NASTY, "b": "c"}).assign(**dict.fromkeys(names, 0.01))
 
 
 def shares_table() -> pd.DataFrame:

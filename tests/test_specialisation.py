@@ -148,20 +148,20 @@ def test_what_was_planted_is_picked_on_one_half_and_holds_on_the_other(planted_r
 
 def test_noise_is_hardly_picked_and_does_not_replicate(make_run):
     picked = replicated = 0
-    for seed in range(12):
+    for seed in range(8):
         table = label_specialisation(make_run(40, seed=seed, effects=DEPENDENT), permutations=1, draws=50, seed=seed)
         picked += (table["picked_q"] < 0.05).any()
         replicated += table["replicated"].sum()
         assert (finding("label_specialisation", table).rung or 0) < 4
-    assert picked <= 3
+    assert picked <= 2
     assert replicated == 0
 
 
 def test_held_out_effects_are_not_inflated_by_the_picking(make_run):
     """Weak true effects, picked by luck: where they were picked they look larger than on the other half."""
-    plants = tuple(Planted(layer, expert, "add", 0.5) for layer in (1, 2, 3) for expert in range(0, 16, 2))
+    plants = tuple(Planted(layer, expert, "add", 1.0) for layer in (1, 2, 3) for expert in range(0, 16, 2))
     gaps = []
-    for seed in range(4):
+    for seed in range(3):
         table = surest_picked(
             label_specialisation(make_run(80, seed=seed, planted=plants), permutations=1, draws=50, seed=seed)
         )
