@@ -146,6 +146,10 @@ class NullMoments:
             self.log_arrangements + other.log_arrangements,
         )
 
+    def of(self, place: int) -> "NullMoments":
+        """Those of one place of the first axis."""
+        return NullMoments(self.deviation[place], self.variance[place], self.third[place], self.log_arrangements[place])
+
     def p(self, *, least: float = 0.0) -> Float64[np.ndarray, "*rest"]:
         """Two-sided p: the chance of a sum at least as far from its mean, by the Pearson type III law with these moments.
 

@@ -195,8 +195,8 @@ def _class_table(
     """Rows of one class in one layer."""
     classified = sums.design.classified
     n_classes, n_tokens = len(classified.names), _tokens(classified, code)
-    first, second = sums.null(0), sums.null(1)
-    p = (first + second).p(least=LEAST_VARIANCE)[code]
+    first, second = sums.null(0).of(code), sums.null(1).of(code)
+    p = (first + second).p(least=LEAST_VARIANCE)
     permutations = np.zeros(len(p), dtype=np.int64)
     if drawn is not None:
         tail, (p, permutations) = p, drawn.p(sums.residuals, code, p)
@@ -236,7 +236,7 @@ def _half_columns(
     null: tuple[stats.NullMoments, stats.NullMoments],
 ) -> dict[str, Float64[np.ndarray, " E"]]:
     """Effect and p in each half; `q` columns hold p still, and experts that cannot be picked have no effect."""
-    p = [each.p(least=LEAST_VARIANCE)[code] for each in null]
+    p = [each.p(least=LEAST_VARIANCE) for each in null]
     near = np.flatnonzero(p[0] < DISCOVERY)
     columns = {name: np.full(len(p[0]), np.nan) for name in HALF_COLUMNS}
     start = sums.equal.shape[2] // 2
