@@ -2,8 +2,8 @@
 
     python analyses/risk_difference.py RUN [--json] [--rows N]
 
-Compare `q` with `token_q`: the latter takes every token for independent, and finds far too much. For preferences beyond the
-words, see `family_specialisation.py` and `correctness_specialisation.py`.
+Compare `q` with `token_q`: the latter takes every token for independent, and finds too much wherever tokens of a sequence
+route alike. For preferences beyond the words, see `family_specialisation.py` and `correctness_specialisation.py`.
 """
 
 import sys

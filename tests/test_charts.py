@@ -165,8 +165,9 @@ def test_risk_is_drawn_with_its_interval_and_both_tests(run):
     assert len(difference.x) == 4
     assert interval.x[0] < difference.x[0] < interval.x[1]
     figure = charts.token_test(table)
-    drawn = {(x, y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)}
+    drawn = {(p, token_p) for trace in figure.data for _, _, p, token_p in trace.customdata}
     assert drawn == set(zip(table["p"], table["token_p"], strict=True))
+    assert min(trace.y.min() for trace in figure.data) >= 1e-12
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
 
 

@@ -39,8 +39,11 @@ class Design:
 
     @classmethod
     def of(cls, run: Run, classified: Classified, seed: int) -> "Design":
-        """Halves that are even in every family, and units inside them."""
-        half = stats.halves(families(run)[1], seed=seed)
+        """Halves that are even in every family, and among right and wrong answers; units inside them."""
+        strata = families(run)[1] * (len(classified.names) + 1)
+        if not classified.within_sequences:
+            strata[classified.sequence] += classified.codes + 1
+        half = stats.halves(strata, seed=seed)
         unit, unit_half = np.empty_like(half), np.zeros(0, dtype=np.int64)
         for side in (0, 1):
             mine = stats.bundles(int((half == side).sum()), most=UNITS // 2, seed=seed)

@@ -33,7 +33,8 @@ def risk_difference(run: Run, *, of: Sequence[str] | None = None, draws: int = 1
     family, and averaged with the weight n·m/(n+m) of its n wrong and m right tokens). Completion tokens count. `share_a`,
     `share_b`, their `risk_difference` and its 95 % bootstrap interval over sequences (`ci_low`, `ci_high`); `p` from the exact
     moments of all shuffles of the classes over whole sequences, corrected in `q` over the whole table. `token_p` and `token_q`
-    are what a test says that takes every token for independent: it finds far too much. `even_share` is K/E.
+    are what a test says that takes every token for independent: it finds too much wherever tokens of a sequence route alike.
+    `even_share` is K/E.
 
     Args:
         run: A run with two families, or with right and wrong answers in one.

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import ANALYSES, surest_first
+from ling_probe.charts.specialisation import P_AXIS, SMALLEST_P
 from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, intervals
 
 
@@ -33,24 +34,30 @@ def risk_bars(table: pd.DataFrame, *, top: int = 12) -> go.Figure:
 
 
 def token_test(table: pd.DataFrame, *, most: int = 4000) -> go.Figure:
-    """P of a test over tokens against p of the test over sequences; on the dashed diagonal both say the same."""
+    """P of a test over tokens against p of the test over sequences, both cut off at `SMALLEST_P`.
+
+    On the dashed diagonal both say the same. Of longer tables the `most` rows of smallest `token_p` are drawn.
+    """
     drawn = table.dropna(subset="p").nsmallest(most, "token_p")
     traces = [
         go.Scatter(
-            x=rows["p"].to_numpy(),
-            y=rows["token_p"].to_numpy(),
-            customdata=rows[["layer", "expert"]].to_numpy(np.uint16),
+            x=rows["p"].clip(SMALLEST_P).to_numpy(),
+            y=rows["token_p"].clip(SMALLEST_P).to_numpy(),
+            customdata=rows[["layer", "expert", "p", "token_p"]].to_numpy(float),
             mode="markers",
             name=_pair(a, b),
             marker={"color": PALETTE[place % 8], "symbol": SYMBOLS[place % 8], "size": 6, "opacity": 0.7},
-            hovertemplate="layer %{customdata[0]}, expert %{customdata[1]}<br>p %{x:.2g} over sequences, %{y:.2g} over tokens",
+            hovertemplate=(
+                "layer %{customdata[0]}, expert %{customdata[1]}"
+                "<br>p %{customdata[2]:.2g} over sequences, %{customdata[3]:.2g} over tokens"
+            ),
         )
         for place, ((a, b), rows) in enumerate(drawn.groupby(["a", "b"]))
     ]
     title = "What does a test over tokens make of it?"
     figure = figure_of(traces, title, x="p, sequences as units", y="p, tokens as if independent", height=460)
-    figure.add_shape(type="line", x0=1e-300, y0=1e-300, x1=1, y1=1, line={"color": MUTED, "dash": "dash"})
-    return figure.update_xaxes(type="log", exponentformat="power").update_yaxes(type="log", exponentformat="power")
+    figure.add_shape(type="line", x0=SMALLEST_P, y0=SMALLEST_P, x1=1, y1=1, line={"color": MUTED, "dash": "dash"})
+    return figure.update_xaxes(**P_AXIS).update_yaxes(**P_AXIS)
 
 
 def _pair(a: Hashable, b: Hashable) -> str:

@@ -11,7 +11,13 @@ from ling_probe.analysis import ANALYSES, surest_first, surest_picked
 from ling_probe.charts.style import GRID, MUTED, PALETTE, SYMBOLS, escape, figure_of, grid, heatmap, intervals, row_height
 from ling_probe.errors import UsageError
 
-P_TICKS = (1, 0.3, 0.1, 0.05, 0.01, 0.001, 0.0001, 1e-6, 1e-10, 1e-20, 1e-50, 1e-100, 1e-200)
+SMALLEST_P = 1e-12
+"""Where smaller p are drawn: beyond it, they differ by nothing a reader could use."""
+P_AXIS: dict[str, Any] = {
+    "type": "log",
+    "tickvals": [1, 0.05, 1e-3, 1e-6, 1e-9, SMALLEST_P],
+    "ticktext": ["1", "0.05", "0.001", "1e-6", "1e-9", "≤ 1e-12"],
+}
 
 
 def specialisation_bars(table: pd.DataFrame, *, top: int = 12) -> go.Figure:
@@ -105,24 +111,27 @@ def token_shares(table: pd.DataFrame, *, top: int = 12) -> go.Figure:
 
 
 def specialisation_volcano(table: pd.DataFrame, *, most: int = 4000) -> go.Figure:
-    """Effect against corrected p; the dashed line is q = 0.05. Of longer tables the `most` rows of smallest p are drawn."""
+    """Effect against corrected p, cut off at `SMALLEST_P`; the dashed line is q = 0.05.
+
+    Of longer tables the `most` rows of smallest p are drawn.
+    """
     kind, drawn = _class_column(table), table.dropna(subset="p").nsmallest(most, "p")
     traces = [
         go.Scatter(
             x=rows["log2_ratio"].to_numpy(np.float32),
-            y=rows["q"].to_numpy(),
-            customdata=rows[["layer", "expert"]].to_numpy(np.uint16),
+            y=rows["q"].clip(SMALLEST_P).to_numpy(),
+            customdata=rows[["layer", "expert", "q"]].to_numpy(float),
             mode="markers",
             name=escape(str(name)),
             marker={"color": PALETTE[place % 8], "symbol": SYMBOLS[(place + place // 8) % 8], "size": 6, "opacity": 0.7},
-            hovertemplate="layer %{customdata[0]}, expert %{customdata[1]}<br>log2 ratio %{x:.2f}, q %{y:.3g}",
+            hovertemplate="layer %{customdata[0]}, expert %{customdata[1]}<br>log2 ratio %{x:.2f}, q %{customdata[2]:.3g}",
         )
         for place, (name, rows) in enumerate(drawn.groupby(kind))
     ]
     figure = figure_of(traces, _question(kind), x="effect, log2", y="corrected p (q)", height=420)
     figure.add_hline(y=0.05, line={"color": MUTED, "dash": "dash"})
     figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
-    return figure.update_yaxes(type="log", autorange="reversed", tickvals=P_TICKS, ticktext=[f"{p:g}" for p in P_TICKS])
+    return figure.update_yaxes(autorange="reversed", **P_AXIS)
 
 
 def specialisation_heatmap(table: pd.DataFrame, name: str) -> go.Figure:
