@@ -146,6 +146,19 @@ def test_what_was_planted_is_picked_on_one_half_and_holds_on_the_other(planted_r
         assert "picked on one half of the problems hold on the other" in told.sentence
 
 
+def test_moments_alone_reject_at_the_stated_rate(make_run, monkeypatch):
+    """Dependent tokens, no effect, nothing drawn: 5 % of tests reject, and few runs have any discovery."""
+    monkeypatch.setattr(specialisation, "DRAWN", 0)
+    rejected, discoveries = [], []
+    for seed in range(12):
+        run = make_run(30, seed=seed, effects=DEPENDENT)
+        tables = [analysis(run, draws=5, seed=seed) for analysis in (label_specialisation, family_specialisation)]
+        rejected.append([(table["p"] <= 0.05).mean() for table in tables])
+        discoveries.append(any((table["q"] < 0.05).any() for table in tables))
+    assert ((0.025 < np.mean(rejected, axis=0)) & (np.mean(rejected, axis=0) < 0.075)).all()
+    assert np.mean(discoveries) <= 0.2
+
+
 def test_noise_is_hardly_picked_and_does_not_replicate(make_run):
     picked = replicated = 0
     for seed in range(8):

@@ -35,7 +35,7 @@ LEAST_OVERLAP = 0.1
 """With less of a class's tokens to compare there is no effect, no interval and no p: its words give it away."""
 LEAST_VARIANCE = 1e-6
 """Variance of a sum of choices that only rounding makes: the cell cannot be tested."""
-DRAWN = 2e10
+DRAWN = 2e9
 """Most multiplications spent on drawn permutations; where they would cost more, every p is from moments."""
 
 
