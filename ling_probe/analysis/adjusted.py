@@ -156,6 +156,10 @@ class LayerSums:
         if keep:
             self.residuals.append(residual)
 
+    def matched(self) -> Float32[np.ndarray, "Z U E"]:
+        """Choices at equal words, column by column."""
+        return np.ascontiguousarray(self.equal.transpose(2, 0, 1))
+
     def null(self, half: int) -> stats.NullMoments:
         """Moments of the summed residuals of each class [A E], classes shuffled over the steps or sequences of a half."""
         return self._moments[half] if self.design.classified.within_sequences else self._sums[half].moments()

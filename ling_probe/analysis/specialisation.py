@@ -124,13 +124,13 @@ def _specialisation(run: Run, classified: Classified, permutations: int, draws: 
     cost = float(permutations) * len(classified.codes) * run.spec.n_experts * run.spec.n_rows * len(classified.names)
     drawn = _Drawn(design, permutations, seed) if cost <= DRAWN else None
     bootstrap = _Bootstrap(design, draws, seed)
-    tables = [
-        _class_table(sums, streamed.weight, code, bootstrap, drawn).assign(layer=layer)
-        for streamed in stream(run, design, keep=drawn is not None)
-        for layer, sums in streamed.layers.items()
-        for code, name in enumerate(classified.names)
-        if classified.kind != "answer" or name == WRONG
-    ]
+    shown = [code for code, name in enumerate(classified.names) if classified.kind != "answer" or name == WRONG]
+    tables = []
+    for streamed in stream(run, design, keep=drawn is not None):
+        for layer, sums in streamed.layers.items():
+            matched = sums.matched()
+            rows = [_class_table(sums, matched, streamed.weight, code, bootstrap, drawn) for code in shown]
+            tables.append(pd.concat(rows).assign(layer=layer))
     table = _replicated(pd.concat(tables, ignore_index=True)).assign(seed=seed)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
     front = ["layer", "expert", classified.kind]
@@ -190,7 +190,12 @@ def _equal_token_ratio(
 
 
 def _class_table(
-    sums: LayerSums, weight: Float64[np.ndarray, "U Z"], code: int, bootstrap: _Bootstrap, drawn: _Drawn | None
+    sums: LayerSums,
+    matched: Float32[np.ndarray, "Z U E"],
+    weight: Float64[np.ndarray, "U Z"],
+    code: int,
+    bootstrap: _Bootstrap,
+    drawn: _Drawn | None,
 ) -> pd.DataFrame:
     """Rows of one class in one layer."""
     classified = sums.design.classified
@@ -219,9 +224,9 @@ def _class_table(
         p = unknown
     else:
         sides = [code, n_classes + code]
-        found = _equal_token_ratio(bootstrap.whole, sums.equal[:, :, sides].transpose(2, 0, 1), weight[:, sides].T)
+        found = _equal_token_ratio(bootstrap.whole, matched[sides], weight[:, sides].T)
         effect = dict(zip(("log2_ratio", "ci_low", "ci_high"), found, strict=True))
-        halves = _half_columns(sums, weight, code, bootstrap, (first, second))
+        halves = _half_columns(matched, weight, code, bootstrap, (first, second))
     return pd.DataFrame(columns | effect | {"overlap": overlap} | halves | {"p": p, "permutations": permutations})
 
 
@@ -229,7 +234,7 @@ HALF_COLUMNS = tuple(f"{half}_{name}" for half in ("picked", "held_out") for nam
 
 
 def _half_columns(
-    sums: LayerSums,
+    matched: Float32[np.ndarray, "Z U E"],
     weight: Float64[np.ndarray, "U Z"],
     code: int,
     bootstrap: _Bootstrap,
@@ -239,9 +244,9 @@ def _half_columns(
     p = [each.p(least=LEAST_VARIANCE) for each in null]
     near = np.flatnonzero(p[0] < DISCOVERY)
     columns = {name: np.full(len(p[0]), np.nan) for name in HALF_COLUMNS}
-    start = sums.equal.shape[2] // 2
-    sides = [start + code, start + len(sums.design.classified.names) + code]
-    choices = sums.equal[:, near][:, :, sides].transpose(2, 0, 1)
+    n_classes = len(matched) // 4
+    sides = [2 * n_classes + code, 3 * n_classes + code]
+    choices = matched[sides][:, :, near]
     for side, half in enumerate(("picked", "held_out")):
         columns[f"{half}_q"] = p[side]
         found = _equal_token_ratio(bootstrap.halves[side], choices, weight[:, sides].T)
