@@ -146,6 +146,10 @@ class NullMoments:
             self.log_arrangements + other.log_arrangements,
         )
 
+    def of(self, place: int) -> "NullMoments":
+        """Those of one place of the first axis."""
+        return NullMoments(self.deviation[place], self.variance[place], self.third[place], self.log_arrangements[place])
+
     def p(self, *, least: float = 0.0) -> Float64[np.ndarray, "*rest"]:
         """Two-sided p: the chance of a sum at least as far from its mean, by the Pearson type III law with these moments.
 
@@ -161,7 +165,7 @@ class NullMoments:
         far, skew = np.abs(self.deviation) / spread, self.third / spread**3
         with np.errstate(invalid="ignore"):
             p = stats.pearson3.sf(far, skew) + stats.pearson3.cdf(-far, skew)
-        return np.clip(p, np.exp(-self.log_arrangements), 1.0)
+        return np.clip(p, np.maximum(np.exp(-self.log_arrangements), np.finfo(float).tiny), 1.0)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,18 @@ from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.repeats import repeat_choice
+from ling_probe.analysis.risk import risk_difference
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.segment_routing import segment_routing
 from ling_probe.analysis.similarity import step_similarity
 from ling_probe.analysis.solutions import answer_prediction
-from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.specialisation import (
+    correctness_specialisation,
+    family_specialisation,
+    held_out,
+    label_specialisation,
+    surest_picked,
+)
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.weight_concentration import weight_concentration
 
@@ -37,6 +44,7 @@ __all__ = [
     "choice_reasons",
     "coactivation",
     "committee",
+    "correctness_specialisation",
     "coverage",
     "expert_affinity",
     "expert_clusters",
@@ -45,15 +53,18 @@ __all__ = [
     "family_specialisation",
     "finding",
     "findings_index",
+    "held_out",
     "label_specialisation",
     "load_balance",
     "repeat_choice",
+    "risk_difference",
     "router_confidence",
     "script_main",
     "segment_routing",
     "step_similarity",
     "sure_effect",
     "surest_first",
+    "surest_picked",
     "token_experts",
     "token_reasons",
     "weight_concentration",

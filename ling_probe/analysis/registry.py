@@ -16,10 +16,11 @@ from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.repeats import REPEAT_CHOICE
+from ling_probe.analysis.risk import RISK_DIFFERENCE
 from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
-from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -30,6 +31,8 @@ ANALYSES: dict[str, Analysis] = {
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
         STEP_SIMILARITY,
+        CORRECTNESS_SPECIALISATION,
+        RISK_DIFFERENCE,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COVERAGE,

@@ -14,6 +14,7 @@ from ling_probe.analysis.affinity import affinity_sets
 from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
+from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
     bias_scatter,
@@ -23,16 +24,31 @@ from ling_probe.charts.router import (
     repeat_lines,
     stretch_lines,
 )
-from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
+from ling_probe.charts.specialisation import (
+    replication,
+    specialisation_bars,
+    specialisation_heatmap,
+    specialisation_volcano,
+    token_shares,
+)
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
 
+
+def _specialisation(table: pd.DataFrame) -> list[go.Figure]:
+    return [specialisation_bars(table), specialisation_volcano(table), replication(table)]
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "step_similarity": lambda table, _: [similarity_lines(table)],
+    "label_specialisation": lambda table, _: _specialisation(table),
+    "family_specialisation": lambda table, _: [*_specialisation(table), token_shares(table)],
+    "correctness_specialisation": lambda table, _: _specialisation(table),
+    "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coverage": lambda table, _: [coverage_curves(table)],
@@ -70,11 +86,15 @@ __all__ = [
     "load_heatmap",
     "reason_bars",
     "repeat_lines",
+    "replication",
+    "risk_bars",
     "similarity_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
     "stretch_lines",
+    "token_shares",
+    "token_test",
     "training_curves",
     "weight_bars",
 ]
