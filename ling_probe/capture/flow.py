@@ -18,7 +18,7 @@ from ling_probe.model.load import LoadedLing
 from ling_probe.model.streaming import StreamedLing
 from ling_probe.trace import RoutingTrace
 
-KEEP = ("experts", "loss", "logits", "contribution", "residual", "lens", "activations")
+KEEP = ("experts", "loss", "logits", "contribution", "residual", "lens")
 """What `capture` can record. Bytes per token before compression (M routed layers of L, K chosen of E, D wide):
 
     experts       3MK       ids and weights of the chosen; 4MK if E > 256; always kept
@@ -109,5 +109,5 @@ def check_keep(keep: Sequence[str], activations: ActivationSpec | None = None) -
     """
     if "activations" in keep and activations is None:
         raise UsageError(f"which activations to keep is said by --activations: {EXAMPLES}")
-    if unknown := [name for name in keep if name not in KEEP]:
+    if unknown := [name for name in keep if name not in (*KEEP, "activations")]:
         raise UsageError(f'cannot keep "{unknown[0]}"; these can be kept: {", ".join(KEEP)}')

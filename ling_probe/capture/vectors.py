@@ -7,6 +7,7 @@ stay until the sequence's trace is gone, and so does the nameless file: a killed
 
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ class Spill:
     def __init__(self, folder: Path | None = None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._lock = threading.Lock()
+        weakref.finalize(self, self._file.close)
 
     def put(self, vectors: np.ndarray) -> int:
         """Append an array, and say where it begins.

@@ -27,6 +27,7 @@ PIECE = 1 << 25
 _Entry = tuple[np.dtype[Any], tuple[int, ...]]
 """Type and shape of a tensor."""
 _CODES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int32": "I32"}
+"""Of the format, by NumPy's name."""
 
 
 class ActivationBatch(NamedTuple):
@@ -46,7 +47,9 @@ def write_vectors(traces: Sequence[RoutingTrace], width: int, path: Path) -> str
     """
     names = sorted(traces[0].activations)
     counts = {name: sum(len(trace.activations[name].positions) for trace in traces) for name in names}
-    kind = traces[0].activations[names[0]].stored().dtype
+    first = traces[0].activations[names[0]].stored().dtype
+    # What cannot be stored is found to be of another type than this one.
+    kind = first if first.name in _CODES else np.dtype(np.float32)
     entries: dict[str, _Entry] = {
         f"{name}.{index}": (np.dtype(np.int32), (counts[name],)) for name in names for index in ("sequence", "position")
     }
@@ -79,7 +82,7 @@ def _header(entries: Mapping[str, _Entry]) -> bytes:
 def _checked(trace: RoutingTrace, name: str, kind: np.dtype[Any], width: int) -> np.ndarray:
     activation = trace.activations[name]
     stored, expected = activation.stored(), (len(activation.positions), width)
-    if stored.dtype != kind or stored.shape != expected or kind.name not in _CODES:
+    if stored.dtype != kind or stored.shape != expected:
         found = f"{stored.dtype} {list(stored.shape)}"
         raise UsageError(f"activation {name} of sequence {trace.sequence_id} is {found}; expected {kind} {list(expected)}")
     return stored
