@@ -10,6 +10,7 @@ from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.usage_similarity import usage_similarity
 
 __all__ = [
     "ANALYSES",
@@ -29,4 +30,5 @@ __all__ = [
     "script_main",
     "sure_effect",
     "surest_first",
+    "usage_similarity",
 ]

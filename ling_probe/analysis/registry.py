@@ -9,6 +9,7 @@ from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -19,6 +20,7 @@ ANALYSES: dict[str, Analysis] = {
         FAMILY_SPECIALISATION,
         EXPERT_LOAD,
         LOAD_BALANCE,
+        USAGE_SIMILARITY,
         COACTIVATION,
         EXPERT_CLUSTERS,
     )

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
+from ling_probe.charts.similarity import usage_correlation, usage_figures, usage_overlap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
@@ -22,6 +23,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "usage_similarity": lambda table, _: usage_figures(table),
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
 }
@@ -41,4 +43,6 @@ __all__ = [
     "specialisation_heatmap",
     "specialisation_volcano",
     "training_curves",
+    "usage_correlation",
+    "usage_overlap",
 ]
