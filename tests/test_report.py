@@ -65,7 +65,7 @@ def test_the_page_needs_no_network_and_can_be_mailed(page):
     own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!tables/|#q-)""", own)
     assert "default-src 'none'" in own
-    assert page.count("Plotly.newPlot(") == 8 + page.split("</head>")[0].count("Plotly.newPlot(")
+    assert page.count("Plotly.newPlot(") == 9 + page.split("</head>")[0].count("Plotly.newPlot(")
     assert len(page.encode()) < 6_000_000
     assert '"showSendToCloud": false' in own
 

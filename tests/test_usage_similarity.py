@@ -116,7 +116,7 @@ def test_words_that_route_by_themselves_are_all_there_is_to_it(make_run):
     """Each family has words of its own, and the words route: sequences differ, and not beyond their words."""
     excluded = []
     for seed in range(12):
-        run = make_run(45, effects=Effects(token=2.0, confounded=True), seed=seed)
+        run = make_run(45, effects=Effects(token=2.0, confounded=True), step_tokens=(8, 12), seed=seed)
         table = usage_similarity(run, **FAST, seed=seed)
         assert table["ci_high"].mean() < 0
         excluded += list((table["beyond_low"] > 0) | (table["beyond_high"] < 0))
@@ -164,13 +164,13 @@ def test_hidden_states_that_only_tell_families_apart_do_not_count(tmp_path):
     for seed in range(12):
         centre = {name: rng.normal(size=8) for name in ("arithmetic", "deduction", "causal")}
         run = vector_run(
-            tmp_path / f"{seed}", 30, effects=Effects(token=2.0, confounded=True), seed=seed,
+            tmp_path / f"{seed}", 30, effects=Effects(token=4.0, confounded=True), step_tokens=(8, 12), seed=seed,
             vectors=lambda trace, centre=centre: centre[trace.family] + np.tile(0.3 * rng.normal(size=8), (trace.n_tokens, 1)),
         )  # fmt: skip
         table = usage_similarity(run, draws=50, permutations=99, seed=seed)
         p += table["p"].tolist()
         correlation.append(table["correlation"].mean())
-    assert np.mean(correlation) > 0.3
+    assert np.mean(correlation) > 0.1
     assert np.mean(np.array(p) < 0.1) < 0.3
     assert np.median(p) > 0.2
 
