@@ -123,7 +123,7 @@ def capture(
         ),
     ] = None,
     activation_positions: Annotated[
-        str, typer.Option(help="Which tokens' vectors: all, prompt, reasoning, answer, last (of the text) or step-ends.")
+        str, typer.Option(help="Which tokens' vectors: all, prompt, reasoning, answer, last (of a sequence) or step-ends.")
     ] = "all",
     prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
     solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
