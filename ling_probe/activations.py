@@ -43,6 +43,16 @@ class Site(NamedTuple):
         """
         return f"{self.kind}:{self.layer}" + (f".{self.expert}" if self.kind == "expert" else "")
 
+    @property
+    def number(self) -> int:
+        """Its last number: the expert's, or else the layer's."""
+        return self.expert if self.kind == "expert" else self.layer
+
+    @property
+    def after(self) -> "Site":
+        """The one with the next number."""
+        return self._replace(expert=self.expert + 1) if self.kind == "expert" else self._replace(layer=self.layer + 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSpec:
@@ -64,6 +74,20 @@ class ActivationSpec:
             raise UsageError(f"activations are kept for sites that are named; write {EXAMPLES}")
         if self.positions not in POSITIONS:
             raise UsageError(f'no positions "{self.positions}"; these there are: {", ".join(POSITIONS)}')
+
+    def __str__(self) -> str:
+        """What is kept, in ranges again.
+
+        >>> str(ActivationSpec(names=("residual:0-3,7", "expert:2.5"), positions="last"))
+        'expert:2.5, residual:0-3, residual:7 (positions: last)'
+        """
+        told: list[tuple[str, Site]] = []
+        for site in self.sites:
+            if told and told[-1][1].after == site:
+                told[-1] = (f"{told[-1][0].split('-')[0]}-{site.number}", site)
+            else:
+                told.append((site.name, site))
+        return f"{', '.join(text for text, _ in told)} (positions: {self.positions})"
 
     @property
     def sites(self) -> tuple[Site, ...]:

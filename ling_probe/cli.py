@@ -571,7 +571,7 @@ def _facts(run: "Run") -> dict[str, Any]:
         "steps": sum(part.steps for part in manifest.parts),
         "tokens": tokens,
         "bytes_per_token": round(size / tokens, 1) if tokens else None,
-        **({"activations": f"{', '.join(kept.names)} at {kept.positions}", "activation_bytes": vectors} if kept else {}),
+        **({"activations": str(kept), "vector_bytes": vectors} if kept else {}),
         "parts": len(manifest.parts),
         "interventions": len(manifest.interventions),
         "verification": f"{check.get('differ')} of {check.get('choices')} differ" if check else None,

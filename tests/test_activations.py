@@ -207,7 +207,9 @@ def test_vectors_join_with_the_tokens_of_a_run_whatever_its_parts(loaded, tmp_pa
         (int(s), int(p)) for piece in run.activations("expert:2.5") for s, p in zip(piece.sequence, piece.position, strict=True)
     ]
     assert chosen == [key for key in keys if 5 in place[key][1]]
-    with pytest.raises(UsageError, match=r"run has no activation residual:1; it has expert:2\.5, router:2: capture with --act"):
+    with pytest.raises(
+        UsageError, match=r"run has no activation residual:1; it has expert:2\.5, router:2 \(positions: all\): capture with --act"
+    ):
         run.activations("residual:1")
 
 
@@ -388,6 +390,6 @@ def test_the_command_line_keeps_joins_and_refuses(tmp_path):
     done = ling(*named, "--activation-positions", "step-ends")
     assert done.returncode == 0, done.stderr
     facts = json.loads(ling("inspect", tmp_path / "run", "--verify", "--json").stdout)
-    assert facts["activations"] == "expert:4.0, expert:4.1, expert:4.2, expert:4.3, residual:3 at step-ends"
-    assert facts["activation_bytes"] == (tmp_path / "run/parts/00000/activations.safetensors").stat().st_size
+    assert facts["activations"] == "expert:4.0-3, residual:3 (positions: step-ends)"
+    assert facts["vector_bytes"] == (tmp_path / "run/parts/00000/activations.safetensors").stat().st_size
     assert sum(len(each.position) for each in Run.open(tmp_path / "run").activations("residual:3")) == facts["steps"]

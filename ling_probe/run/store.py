@@ -265,8 +265,9 @@ class Run:
         """
         kept = self.kept_activations
         if kept is None or name not in kept.names:
-            has = f"it has {', '.join(kept.names)}" if kept else "it has none"
-            raise UsageError(f"{self.folder} has no activation {name}; {has}: capture with --activations {name}")
+            raise UsageError(
+                f"{self.folder} has no activation {name}; it has {kept or 'none'}: capture with --activations {name}"
+            )
         return self._read_activations(name)
 
     def _read_activations(self, name: str) -> Iterator[ActivationBatch]:
