@@ -207,9 +207,7 @@ def test_vectors_join_with_the_tokens_of_a_run_whatever_its_parts(loaded, tmp_pa
         (int(s), int(p)) for piece in run.activations("expert:2.5") for s, p in zip(piece.sequence, piece.position, strict=True)
     ]
     assert chosen == [key for key in keys if 5 in place[key][1]]
-    with pytest.raises(
-        UsageError, match=r"run has no activation residual:1; it has expert:2\.5, router:2 \(positions: all\): capture with --act"
-    ):
+    with pytest.raises(UsageError, match=r"no activation residual:1; it has expert:2\.5, router:2 \(positions: all\): capture"):
         run.activations("residual:1")
 
 
