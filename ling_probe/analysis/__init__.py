@@ -29,6 +29,7 @@ from ling_probe.analysis.specialisation import (
     surest_picked,
 )
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
+from ling_probe.analysis.usage_similarity import usage_similarity
 from ling_probe.analysis.weight_concentration import weight_concentration
 
 __all__ = [
@@ -67,5 +68,6 @@ __all__ = [
     "surest_picked",
     "token_experts",
     "token_reasons",
+    "usage_similarity",
     "weight_concentration",
 ]

@@ -21,6 +21,7 @@ from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -44,6 +45,7 @@ ANALYSES: dict[str, Analysis] = {
         SEGMENT_ROUTING,
         EXPERT_AFFINITY,
         COMMITTEE,
+        USAGE_SIMILARITY,
         COACTIVATION,
         EXPERT_CLUSTERS,
         ANSWER_PREDICTION,

@@ -24,6 +24,7 @@ from ling_probe.charts.router import (
     repeat_lines,
     stretch_lines,
 )
+from ling_probe.charts.similarity import usage_correlation, usage_figures, usage_overlap
 from ling_probe.charts.specialisation import (
     replication,
     specialisation_bars,
@@ -42,8 +43,6 @@ def _specialisation(table: pd.DataFrame) -> list[go.Figure]:
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
-    "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
-    "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "step_similarity": lambda table, _: [similarity_lines(table)],
     "label_specialisation": lambda table, _: _specialisation(table),
     "family_specialisation": lambda table, _: [*_specialisation(table), token_shares(table)],
@@ -60,6 +59,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "segment_routing": lambda table, _: [stretch_lines(table)],
     "expert_affinity": lambda table, _: [affinity_lines(affinity_sets(table))],
     "committee": lambda table, _: [committee_lines(table)],
+    "usage_similarity": lambda table, _: usage_figures(table),
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
@@ -96,5 +96,7 @@ __all__ = [
     "token_shares",
     "token_test",
     "training_curves",
+    "usage_correlation",
+    "usage_overlap",
     "weight_bars",
 ]
