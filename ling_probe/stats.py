@@ -155,9 +155,7 @@ def bundles(n_sequences: int, *, most: int = 400, seed: int = 0) -> Integer[np.n
     return np.random.default_rng(seed).permutation(np.arange(n_sequences) % most)
 
 
-def count_flipped(
-    values: Float64[np.ndarray, "U *rest"], *, draws: int = 9999, seed: int = 0
-) -> Integer[np.ndarray, "*rest"]:
+def count_flipped(values: Float64[np.ndarray, "U *rest"], *, draws: int = 9999, seed: int = 0) -> Integer[np.ndarray, "*rest"]:
     """Count draws of a random sign for each unit whose signed sum is at least as far from 0 as the sum itself.
 
     A sign-flip test: where two conditions may be exchanged within a unit, its difference is as likely to have either sign. All

@@ -158,8 +158,8 @@ def route_agreement(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) ->
 
     One row a run compared with (`against`) and layer: `tokens` and `sequences` that both read, of `sequences_of_run` and
     `sequences_of_other`; `agreement`, the share of chosen experts in common, with its 95 % bootstrap interval over sequences
-    (`ci_low`, `ci_high`); `chance`, what the loads alone make of it; `token_agreement`, with the same token at a random place of
-    another sequence, and `beyond_token` the difference to it with its interval (`beyond_low`, `beyond_high`);
+    (`ci_low`, `ci_high`); `chance`, what the loads alone make of it; `token_agreement`, with the same token at a random place
+    of another sequence, and `beyond_token` the difference to it with its interval (`beyond_low`, `beyond_high`);
     `decisions_differ`, the share of choices that are not the same set, and `differ_so_far`, the share of tokens with one in the
     layer or an earlier one: in the last layer, in any.
 
@@ -187,7 +187,9 @@ def route_agreement(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) ->
             "differ_so_far": total.so_far.sum(axis=0) / tokens,
         })]  # fmt: skip
         if "logits" in first.manifest.parts[0].extras:
-            parts += [agreement_by_margin(first, other, shared, layer, draws=draws, seed=seed) for layer in first.spec.routed_layers]
+            parts += [
+                agreement_by_margin(first, other, shared, layer, draws=draws, seed=seed) for layer in first.spec.routed_layers
+            ]
         counted = {"sequences_of_run": len(first.sequences), "sequences_of_other": len(other.sequences)}
         tables.append(pd.concat(parts, ignore_index=True).assign(against=name, **counted))
     table = pd.concat(tables, ignore_index=True).assign(seed=seed)
@@ -200,11 +202,11 @@ def _finding(table: pd.DataFrame) -> Finding:
     worst = rows.iloc[int(np.argmin(rows["agreement"]))]
     whole = rows[rows["against"] == worst["against"]].iloc[-1]
     text = (
-        f"Against {worst['against']}, layer {worst['layer']} agrees least: {percent(worst['agreement'])} of the chosen experts are "
-        f"the same (95 % interval {percent(worst['ci_low'])} to {percent(worst['ci_high'])}; {percent(worst['chance'])} from the "
-        f"loads alone, {percent(worst['token_agreement'])} from the same token elsewhere), and {percent(worst['decisions_differ'])} "
-        f"of its choices differ. {percent(whole['differ_so_far'])} of {whole['tokens']:,} tokens in {whole['sequences']:,} shared "
-        "sequences differ in some layer."
+        f"Against {worst['against']}, layer {worst['layer']} agrees least: {percent(worst['agreement'])} of the chosen experts "
+        f"are the same (95 % interval {percent(worst['ci_low'])} to {percent(worst['ci_high'])}; {percent(worst['chance'])} "
+        f"from the loads alone, {percent(worst['token_agreement'])} from the same token elsewhere), and "
+        f"{percent(worst['decisions_differ'])} of its choices differ. {percent(whole['differ_so_far'])} of {whole['tokens']:,} "
+        f"tokens in {whole['sequences']:,} shared sequences differ in some layer."
     )
     return Finding(
         sentence=text,
@@ -229,9 +231,9 @@ ROUTE_AGREEMENT = Analysis(
     question="Do two runs choose the same experts for the same tokens?",
     claim="In every layer at least 99 % of the chosen experts are the same.",
     method=(
-        "Experts that both runs chose over K, on the tokens of shared sequences; intervals from a bootstrap over sequences. Beside "
-        "it what independent routers of these loads share, and what the same token shares with itself in another sequence. A "
-        "repeat in another number format or batch size gives the floor of numerical noise."
+        "Experts that both runs chose over K, on the tokens of shared sequences; intervals from a bootstrap over sequences. "
+        "Beside it what independent routers of these loads share, and what the same token shares with itself in another "
+        "sequence. A repeat in another number format or batch size gives the floor of numerical noise."
     ),
     order=in_order,
     finding=_finding,

@@ -77,8 +77,8 @@ def _joined(
         where = int(np.argmin(same))
         name = runs[0].sequences["sequence_id"].iloc[shared.rows[pair[where]]]
         raise UsageError(
-            f"sequence {name} has other tokens in {runs[1].folder} than in {runs[0].folder}; their tokens compare only where both "
-            "read the same text: capture both without --generate"
+            f"sequence {name} has other tokens in {runs[1].folder} than in {runs[0].folder}; tokens compare only where both "
+            "runs read the same text: capture both without --generate"
         )
     return Aligned(pair, token_id, batch.expert_ids[kept], there.expert_ids[found], {
         name: values[kept] for name, values in batch.extra.items()

@@ -182,8 +182,8 @@ def _equal_pairs(run: Run) -> EqualPairs:
     keys, n_across = np.unique(across, return_counts=True)
     inside = np.zeros(len(keys))
     for batch in run.batches(layers=[]) if len(keys) else ():
-        for pairs in _pairs(batch, run.spec.vocab_size):
-            key = pairs.key[~pairs.across]
+        for each in _pairs(batch, run.spec.vocab_size):
+            key = each.key[~each.across]
             place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
             inside += np.bincount(place[keys[place] == key], minlength=len(keys))
     both = inside > 0
@@ -211,9 +211,7 @@ def _boundary_columns(sums: Sums, weights: Float64[np.ndarray, "B U"], flips: in
 def _differences(sums: Sums) -> Float64[np.ndarray, "U M"]:
     """What each bundle adds to the boundary effect, net of its weight."""
     middle = sums.weighted.sum(axis=(0, 1)) / sums.weight.sum()
-    inside, across = (
-        (churn - n[:, None] * middle) / n.sum() for churn, n in zip(sums.weighted, sums.weight, strict=True)
-    )
+    inside, across = ((churn - n[:, None] * middle) / n.sum() for churn, n in zip(sums.weighted, sums.weight, strict=True))
     return across - inside
 
 
@@ -226,7 +224,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     low, high = (table.iloc[int(place(table["churn"]))] for place in (np.argmin, np.argmax))
     told = (
         f"From one token to the next {percent(low['churn'])} (layer {low['layer']:.0f}) to {percent(high['churn'])} (layer "
-        f"{high['layer']:.0f}) of the experts change; in random order {percent(low['shuffled'])} and {percent(high['shuffled'])}"
+        f"{high['layer']:.0f}) of the experts change, in random order {percent(low['shuffled'])} and "
+        f"{percent(high['shuffled'])}"
     )
     tested = table[table["p"].notna()]
     if tested.empty:
@@ -236,8 +235,9 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"{told}. Across a step boundary {percent(row['boundary_effect'])} more change than inside a step in layer "
-            f"{row['layer']:.0f}, the most (95 % interval {percent(row['ci_low'])} to {percent(row['ci_high'])}), at equal words "
-            f"and distance; without that, {percent(row['boundary'] - row['inside'])} of neighbours' experts."
+            f"{row['layer']:.0f}, the most (95 % interval {percent(row['ci_low'])} to {percent(row['ci_high'])}), at equal "
+            f"words and distance, which {percent(row['overlap'])} of the pairs allow; of mere neighbours "
+            f"{percent(row['boundary'] - row['inside'])} more."
         ),
         verdict=_verdict(tested),
         rung=3 if _verdict(tested) is Verdict.SUPPORTED else 1,
@@ -261,8 +261,8 @@ ROUTING_CHURN = Analysis(
     question="How much does routing change from token to token, and more so where a reasoning step ends?",
     claim="In some layer more experts change across a step boundary than inside a step, at equal words and distance.",
     method=(
-        "1 - |A and A'| / K of the experts of neighbours, beside the same tokens in random order. Boundary: pairs of tokens up to 4 "
-        "apart, across a boundary against inside a step, weighted to the same pairs of token ids. Null: signs of whole "
+        "1 - |A and A'| / K of the experts of neighbours, beside the same tokens in random order. Boundary: pairs of tokens up "
+        "to 4 apart, across a boundary against inside a step, weighted to the same pairs of token ids. Null: signs of whole "
         "sequences flipped; p corrected over layers (Benjamini-Hochberg); intervals from a bootstrap over sequences."
     ),
     order=in_order,

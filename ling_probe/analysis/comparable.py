@@ -129,10 +129,13 @@ def require_same_experts(first: Run, other: Run, together: Float64[np.ndarray, "
         return
     names = " and ".join(str(run.manifest.model.get("name", run.spec.name)) for run in (first, other))
     if together is None:
-        raise UsageError(f"{names} share no text, so nothing tells whether their experts are numbered alike; capture the same one")
+        raise UsageError(
+            f"{names} share no text, so nothing tells whether their experts are numbered alike; capture the same one"
+        )
     if numbering_p(together) > 0.01:
         raise UsageError(
-            f"{names} choose together as if their experts were numbered at random; expert numbers compare only within one training"
+            f"{names} choose as if the experts of one were numbered at random by the other; expert numbers compare only within "
+            "one training"
         )
 
 

@@ -35,9 +35,7 @@ class LoadContrast:
     def differences(self) -> Float64[np.ndarray, "U E"]:
         """What each unit adds to the difference of the two loads, net of its size; they sum to it."""
         middle = self.shares.mean(axis=0)
-        one, other = (
-            (side - side.sum(axis=1, keepdims=True) * middle) / side.sum() for side in (self.one, self.other)
-        )
+        one, other = ((side - side.sum(axis=1, keepdims=True) * middle) / side.sum() for side in (self.one, self.other))
         return one - other
 
     def p(self, *, flips: int = FLIPS, seed: int = 0) -> Float64[np.ndarray, " E"]:

@@ -24,12 +24,12 @@ LEAST_EFFECT = 0.585
 def load_shift(runs: Sequence[Run], *, draws: int = 1000, flips: int = FLIPS, seed: int = 0) -> pd.DataFrame:
     """Share of each expert in the first run against its share in the others.
 
-    One row a run compared with (`against`), layer and expert: `share` of the layer's choices in the first run and `share_against`
-    in the other, `log2_ratio` of the two (half a choice added to each) with its 95 % bootstrap interval over problems (`ci_low`,
-    `ci_high`), two-sided `p` from sign flips of whole problems (of bundles of them in long runs), none below 1 / (`flips` + 1),
-    `q` corrected over all rows of the table (Benjamini-Hochberg). `sequences` that count, and whether they are `paired`: the
-    same problems in both. Per layer, the same in all its rows: `divergence`, the Jensen-Shannon divergence of the two loads in
-    bits less its bias, and its interval (`divergence_low`, `divergence_high`).
+    One row a run compared with (`against`), layer and expert: `share` of the layer's choices in the first run and
+    `share_against` in the other, `log2_ratio` of the two (half a choice added to each) with its 95 % bootstrap interval over
+    problems (`ci_low`, `ci_high`), two-sided `p` from sign flips of whole problems (of bundles of them in long runs), none
+    below 1 / (`flips` + 1), `q` corrected over all rows of the table (Benjamini-Hochberg). `sequences` of the first run that count,
+    and whether they are `paired`: the same problems in both. Per layer, the same in all its rows: `divergence`, the
+    Jensen-Shannon divergence of the two loads in bits less its bias, and its interval (`divergence_low`, `divergence_high`).
 
     Args:
         runs: The one asked about, then those it is compared with.
@@ -103,9 +103,10 @@ def _finding(table: pd.DataFrame) -> Finding:
     found, last = table[table["q"] < DISCOVERY], table.iloc[int(np.argmax(table["divergence"]))]
     sample = "shared problems, each compared with itself" if last["paired"] else "problems, none of them in both runs"
     tested = (
-        f"{len(found):,} of {table['p'].count():,} (layer, expert) cells have another share (q below 0.05, {last['sequences']:,} "
-        f"{sample}); layer {last['layer']} differs most from {last['against']}, by {last['divergence']:.4f} bits beyond chance "
-        f"(95 % interval {last['divergence_low']:.4f} to {last['divergence_high']:.4f})"
+        f"{len(found):,} of {table['p'].count():,} (layer, expert) cells have another share (q below 0.05, "
+        f"{last['sequences']:,} {sample}); layer {last['layer']} differs most from {last['against']}, by "
+        f"{last['divergence']:.4f} bits beyond chance (95 % interval {last['divergence_low']:.4f} to "
+        f"{last['divergence_high']:.4f})"
     )
     verdict = judge_cells(table, least=LEAST_EFFECT)
     if found.empty:
@@ -113,8 +114,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     row = surest_first(found).iloc[0]
     return Finding(
         sentence=(
-            f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, used {fold(row['log2_ratio'])} times as much as "
-            f"in {row['against']} (95 % interval {fold_interval(row)})."
+            f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, used {fold(row['log2_ratio'])} times as "
+            f"much as in {row['against']} (95 % interval {fold_interval(row)})."
         ),
         verdict=verdict,
         rung=1,

@@ -1,5 +1,7 @@
 """How close a choice of experts was, and whether two runs differ where it was close."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Integer, Real
@@ -14,9 +16,7 @@ MARGINS = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Bounds between classes of margin, in units of choice score."""
 
 
-def choice_margin(
-    logits: Real[np.ndarray, "N E"], bias: Real[np.ndarray, " E"], spec: ModelSpec
-) -> Float64[np.ndarray, " N"]:
+def choice_margin(logits: Real[np.ndarray, "N E"], bias: Real[np.ndarray, " E"], spec: ModelSpec) -> Float64[np.ndarray, " N"]:
     """How far the choice scores of a token were from another choice.
 
     The smaller of two gaps: between the last chosen expert and the best one left out of the groups kept, and between the last
@@ -53,7 +53,11 @@ def agreement_by_margin(first: Run, other: Run, shared: Shared, layer: int, *, d
         drawn = (weights @ common / (first.spec.top_k * (weights @ tokens)))[:, seen]
     low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
     n, bounds = tokens.sum(axis=0)[seen], np.array([-np.inf, *MARGINS, np.inf])
-    names = [f"below {MARGINS[0]}", *(f"{a} to {b}" for a, b in zip(MARGINS[:-1], MARGINS[1:], strict=True)), f"{MARGINS[-1]} on"]
+    names = [
+        f"below {MARGINS[0]}",
+        *(f"{a} to {b}" for a, b in pairwise(MARGINS)),
+        f"{MARGINS[-1]} on",
+    ]
     columns = {
         "layer": layer,
         "margin": np.array(names)[seen],
@@ -69,9 +73,7 @@ def agreement_by_margin(first: Run, other: Run, shared: Shared, layer: int, *, d
     return pd.DataFrame(columns)
 
 
-def _sums(
-    first: Run, other: Run, shared: Shared, layer: int, unit: Integer[np.ndarray, " P"]
-) -> Float64[np.ndarray, "3 U C"]:
+def _sums(first: Run, other: Run, shared: Shared, layer: int, unit: Integer[np.ndarray, " P"]) -> Float64[np.ndarray, "3 U C"]:
     """Tokens, experts in common and differing choices by bundle of sequences and class of margin."""
     classes = len(MARGINS) + 1
     total = np.zeros((3, (int(unit.max()) + 1) * classes))

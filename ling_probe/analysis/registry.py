@@ -4,11 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from ling_probe.analysis.agreement import ROUTE_AGREEMENT
+from ling_probe.analysis.churn import ROUTING_CHURN
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
+from ling_probe.analysis.load_shift import LOAD_SHIFT
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.rollout import PROMPT_ROLLOUT
+from ling_probe.analysis.saturation import ROUTER_SATURATION
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -21,6 +27,12 @@ ANALYSES: dict[str, Analysis] = {
         LOAD_BALANCE,
         COACTIVATION,
         EXPERT_CLUSTERS,
+        ROUTING_CHURN,
+        PROMPT_ROLLOUT,
+        LAYER_TRANSITION,
+        ROUTE_AGREEMENT,
+        ROUTER_SATURATION,
+        LOAD_SHIFT,
     )
 }
 """Every analysis by name, in the order a report tells them."""

@@ -32,10 +32,11 @@ def prompt_rollout(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFram
     """How far the loads of prompt and completion lie apart in each layer, as they are and at equal tokens.
 
     One row a layer: `sequences`, `prompt_tokens`, `completion_tokens` (reasoning and answer); `raw_divergence`, the
-    Jensen-Shannon divergence of the two loads in bits, less its bias, with its 95 % bootstrap interval over sequences (`raw_low`,
-    `raw_high`); `divergence`, the same at equal tokens (`ci_low`, `ci_high`), `p` from exchanging prompt and completion within
-    sequences (sign flips), and `q` corrected over the layers (Benjamini-Hochberg). `overlap` is the weight of the tokens that
-    both sides have, 1 where they have the same in the same proportions; below a tenth there is no effect and no test.
+    Jensen-Shannon divergence of the two loads in bits, less its bias, with its 95 % bootstrap interval over sequences
+    (`raw_low`, `raw_high`); `divergence`, the same at equal tokens (`ci_low`, `ci_high`), `p` from exchanging prompt and
+    completion within sequences (sign flips), and `q` corrected over the layers (Benjamini-Hochberg). `overlap` is the weight of
+    the tokens that both sides of a sequence have, 1 where they have the same in the same proportions; below a tenth there is no
+    effect and no test.
 
     Args:
         run: A run with prompts and completions.
@@ -64,9 +65,8 @@ def prompt_rollout(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFram
         | _row(LoadContrast(*sides.plain[row]).divergence(weights, seed=seed), _equal(sides, row, weights, seed))
         for row, layer in enumerate(run.spec.routed_layers)
     ]
-    table = pd.DataFrame(rows).assign(seed=seed)
-    table.insert(table.columns.get_loc("p") + 1, "q", stats.benjamini_hochberg(table["p"].to_numpy(float)))
-    return table
+    table = pd.DataFrame(rows)
+    return table.assign(q=stats.benjamini_hochberg(table["p"].to_numpy(float)), seed=seed)
 
 
 @dataclass
@@ -92,7 +92,8 @@ def _sides(run: Run, unit: Integer[np.ndarray, " S"]) -> Sides:
     n_units, spec = int(unit.max()) + 1, run.spec
     size = 2 * n_units * spec.n_experts
     plain, equal = np.zeros((2, spec.n_rows, size))
-    sides = Sides(*(each.reshape(spec.n_rows, 2, n_units, spec.n_experts) for each in (plain, equal)), np.zeros(2))
+    shape = (spec.n_rows, 2, n_units, spec.n_experts)
+    sides = Sides(plain.reshape(shape), equal.reshape(shape), np.zeros(2))
     for batch in run.batches():
         side = _SIDE[batch.segment]
         kept = np.flatnonzero(side >= 0)
@@ -179,9 +180,9 @@ PROMPT_ROLLOUT = Analysis(
     question="Does the model use its experts otherwise in the completion than in the prompt?",
     claim="In some layer prompt and completion use the experts differently, at equal tokens.",
     method=(
-        "Jensen-Shannon divergence of the two loads in bits, each token id of a sequence with the same weight on both sides, less what random "
-        "signs make of it. Null: prompt and completion exchanged within sequences; p corrected over layers (Benjamini-Hochberg); "
-        "intervals from a bootstrap over sequences."
+        "Jensen-Shannon divergence of the two loads in bits, each token id of a sequence with the same weight on both sides, "
+        "less what random signs make of it. Null: prompt and completion exchanged within sequences; p corrected over layers "
+        "(Benjamini-Hochberg); intervals from a bootstrap over sequences."
     ),
     order=in_order,
     finding=_finding,

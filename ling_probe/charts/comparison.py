@@ -1,0 +1,118 @@
+"""How runs compare."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from ling_probe.analysis import ANALYSES, surest_first
+from ling_probe.charts.style import (
+    MUTED,
+    PALETTE,
+    SYMBOLS,
+    escape,
+    figure_of,
+    grid,
+    heatmap,
+    intervals,
+    lines_with_intervals,
+    row_height,
+    with_alpha,
+)
+
+
+def saturation_curves(table: pd.DataFrame) -> go.Figure:
+    """Agreement with the final model by checkpoint, a line a layer of `router_saturation`; dashed is chance."""
+    traces: list[go.Scatter] = []
+    for place, (layer, rows) in enumerate(table.groupby("layer")):
+        names = [escape(str(name)) for name in rows["checkpoint"]]
+        colour = PALETTE[place % 8]
+        traces += lines_with_intervals(names, rows, ("agreement", "ci_low", "ci_high"), f"layer {layer}", colour)
+        for name, dash in (("token_agreement", "dot"), ("chance", "dash")):
+            words = "loads alone (chance)" if name == "chance" else "same token elsewhere"
+            traces.append(
+                go.Scatter(
+                    x=names,
+                    y=rows[name].to_numpy(),
+                    name=words,
+                    legendgroup=name,
+                    showlegend=not place,
+                    mode="lines",
+                    line={"color": MUTED if name == "chance" else with_alpha(colour, 0.6), "dash": dash, "width": 1},
+                )
+            )
+    figure = figure_of(
+        traces, ANALYSES["router_saturation"].question, x="checkpoint", y="share of the final experts", height=460
+    )
+    return figure.update_xaxes(type="category").update_yaxes(range=[0, 1], tickformat=".0%")
+
+
+def agreement_lines(table: pd.DataFrame) -> go.Figure:
+    """Agreement by layer of `route_agreement`, a line a run compared with, above chance and the same token elsewhere."""
+    whole = table[table["margin"] == "all"]
+    traces: list[go.Scatter] = []
+    for place, (name, rows) in enumerate(whole.groupby("against", sort=False)):
+        layers, colour = [str(layer) for layer in rows["layer"]], PALETTE[place % 8]
+        against = f"against {escape(str(name))}"
+        traces += lines_with_intervals(layers, rows, ("agreement", "ci_low", "ci_high"), against, colour)
+        for column, dash, words in (
+            ("token_agreement", "dot", "same token elsewhere"),
+            ("chance", "dash", "loads alone (chance)"),
+        ):
+            line = {"color": MUTED if column == "chance" else with_alpha(colour, 0.6), "dash": dash}
+            shown = {"legendgroup": column, "showlegend": not place}
+            traces.append(go.Scatter(x=layers, y=rows[column].to_numpy(), name=words, mode="lines", line=line, **shown))
+    question = ANALYSES["route_agreement"].question
+    figure = figure_of(traces, question, x="layer", y="share of the experts in common", height=420)
+    return figure.update_xaxes(type="category").update_yaxes(range=[0, 1.02], tickformat=".0%")
+
+
+def margin_lines(table: pd.DataFrame) -> go.Figure:
+    """Choices that differ by how close they were, a line a layer and run of `route_agreement`."""
+    close = table[table["margin"] != "all"]
+    traces = [
+        go.Scatter(
+            x=rows["margin"].to_list(),
+            y=rows["decisions_differ"].to_numpy(),
+            customdata=rows["tokens"].to_numpy(),
+            mode="lines+markers",
+            name=f"layer {layer}, {escape(str(name))}",
+            line={"color": PALETTE[place % 8]},
+            marker={"symbol": SYMBOLS[(place + place // 8) % 8]},
+            hovertemplate="margin %{x}<br>%{y:.2%} of %{customdata:,} choices differ",
+        )
+        for place, ((name, layer), rows) in enumerate(close.groupby(["against", "layer"], sort=False))
+    ]
+    title = "Do the runs differ where the choice was close?"
+    figure = figure_of(traces, title, x="margin of the choice, choice score", y="choices that differ", height=420)
+    order = close.drop_duplicates("margin").sort_values("margin_low")["margin"].to_list()
+    return figure.update_xaxes(type="category", categoryarray=order).update_yaxes(rangemode="tozero", tickformat=".0%")
+
+
+def shift_heatmap(table: pd.DataFrame, *, against: str) -> go.Figure:
+    """Layers by experts of `load_shift` against one run; what is not significant is left blank."""
+    rows = table[table["against"] == against]
+    cells = grid(rows.assign(log2_ratio=rows["log2_ratio"].where(rows["q"] < 0.05)), "layer", "expert", "log2_ratio")
+    heat = heatmap(cells, "share over<br>the other's", "layer %{y}, expert %{x}<br>log2 ratio %{z:.2f}")
+    title = f"Which experts are used more, or less, than in {escape(against)}? (q < 0.05)"
+    return figure_of([heat], title, x="expert", y="layer", height=row_height(len(cells))).update_yaxes(type="category")
+
+
+def shift_bars(table: pd.DataFrame, *, top: int = 12) -> go.Figure:
+    """The surest rows of `load_shift` with their 95 % intervals."""
+    rows = surest_first(table.dropna(subset="p")).head(top)
+    names = [f"L{row.layer} E{row.expert} · {escape(str(row.against))}" for row in rows.itertuples()]
+    point = go.Scatter(
+        x=rows["log2_ratio"].to_numpy(),
+        y=names,
+        mode="markers",
+        name="shift (grey: not significant)",
+        marker={"color": np.where(rows["q"] < 0.05, PALETTE[0], MUTED), "size": 10},
+        customdata=rows[["share", "share_against", "q"]].to_numpy(),
+        hovertemplate="%{y}<br>%{customdata[0]:.2%} and %{customdata[1]:.2%}, q %{customdata[2]:.3g}<extra></extra>",
+    )
+    title = "Which experts shifted most?"
+    figure = figure_of(
+        [intervals(rows, names), point], title, x="share over the other run's, log2", y="", height=140 + 28 * len(rows)
+    )
+    figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
+    return figure.update_yaxes(autorange="reversed", type="category", automargin=True)
