@@ -27,8 +27,8 @@ def load_shift(runs: Sequence[Run], *, draws: int = 1000, flips: int = FLIPS, se
     One row a run compared with (`against`), layer and expert: `share` of the layer's choices in the first run and
     `share_against` in the other, `log2_ratio` of the two (half a choice added to each) with its 95 % bootstrap interval over
     problems (`ci_low`, `ci_high`), two-sided `p` from sign flips of whole problems (of bundles of them in long runs), none
-    below 1 / (`flips` + 1), `q` corrected over all rows of the table (Benjamini-Hochberg). `sequences` of the first run that count,
-    and whether they are `paired`: the same problems in both. Per layer, the same in all its rows: `divergence`, the
+    below 1 / (`flips` + 1), `q` corrected over all rows of the table (Benjamini-Hochberg). `sequences` of the first run
+    that count, and whether they are `paired`: the same problems in both. Per layer, the same in all its rows: `divergence`, the
     Jensen-Shannon divergence of the two loads in bits less its bias, and its interval (`divergence_low`, `divergence_high`).
 
     Args:

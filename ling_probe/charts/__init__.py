@@ -11,7 +11,14 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
-from ling_probe.charts.comparison import agreement_lines, margin_lines, saturation_curves, shift_bars, shift_heatmap
+from ling_probe.charts.comparison import (
+    agreement_lines,
+    margin_lines,
+    saturation_curves,
+    saturation_lines,
+    shift_bars,
+    shift_heatmap,
+)
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
@@ -36,7 +43,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
         agreement_lines(table),
         *([margin_lines(table)] if (table["margin"] != "all").any() else []),
     ],
-    "router_saturation": lambda table, _: [saturation_curves(table)],
+    "router_saturation": lambda table, _: [saturation_curves(table), saturation_lines(table)],
     "load_shift": lambda table, _: [
         *(shift_heatmap(table, against=name) for name in table["against"].unique()),
         shift_bars(table),
@@ -59,6 +66,7 @@ __all__ = [
     "margin_lines",
     "rollout_lines",
     "saturation_curves",
+    "saturation_lines",
     "shift_bars",
     "shift_heatmap",
     "specialisation_bars",

@@ -1,8 +1,11 @@
 """How runs compare."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from ling_probe.analysis import ANALYSES, surest_first
 from ling_probe.charts.style import (
@@ -16,54 +19,59 @@ from ling_probe.charts.style import (
     intervals,
     lines_with_intervals,
     row_height,
-    with_alpha,
 )
+
+FINAL = "share of the final experts"
+BESIDE = {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}
+"""Place of a legend with many entries."""
 
 
 def saturation_curves(table: pd.DataFrame) -> go.Figure:
-    """Agreement with the final model by checkpoint, a line a layer of `router_saturation`; dashed is chance."""
+    """Agreement with the final model by checkpoint of `router_saturation`, a line a layer, darkest first; dashed is chance."""
+    layers = list(table.groupby("layer"))
+    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(layers)))
     traces: list[go.Scatter] = []
-    for place, (layer, rows) in enumerate(table.groupby("layer")):
+    for (layer, rows), colour in zip(layers, colours, strict=True):
         names = [escape(str(name)) for name in rows["checkpoint"]]
-        colour = PALETTE[place % 8]
         traces += lines_with_intervals(names, rows, ("agreement", "ci_low", "ci_high"), f"layer {layer}", colour)
-        for name, dash in (("token_agreement", "dot"), ("chance", "dash")):
-            words = "loads alone (chance)" if name == "chance" else "same token elsewhere"
-            traces.append(
-                go.Scatter(
-                    x=names,
-                    y=rows[name].to_numpy(),
-                    name=words,
-                    legendgroup=name,
-                    showlegend=not place,
-                    mode="lines",
-                    line={"color": MUTED if name == "chance" else with_alpha(colour, 0.6), "dash": dash, "width": 1},
-                )
-            )
-    figure = figure_of(
-        traces, ANALYSES["router_saturation"].question, x="checkpoint", y="share of the final experts", height=460
-    )
+        traces.append(_null(names, rows["chance"], "loads alone (chance)", MUTED, "dash", shown=layer == layers[0][0]))
+    figure = figure_of(traces, ANALYSES["router_saturation"].question, x="checkpoint", y=FINAL, height=440)
+    figure.update_layout(legend=BESIDE)
     return figure.update_xaxes(type="category").update_yaxes(range=[0, 1], tickformat=".0%")
 
 
+def saturation_lines(table: pd.DataFrame) -> go.Figure:
+    """The same by layer, a line a checkpoint, above the same token elsewhere (dotted) and chance (dashed)."""
+    return _by_layer(table.rename(columns={"checkpoint": "against"}), "Which layers settled first?", FINAL)
+
+
 def agreement_lines(table: pd.DataFrame) -> go.Figure:
-    """Agreement by layer of `route_agreement`, a line a run compared with, above chance and the same token elsewhere."""
+    """Agreement by layer of `route_agreement`, a line a run compared with, above the same token elsewhere and chance."""
     whole = table[table["margin"] == "all"]
+    return _by_layer(whole, ANALYSES["route_agreement"].question, "share of the experts in common")
+
+
+def _by_layer(table: pd.DataFrame, title: str, y: str) -> go.Figure:
     traces: list[go.Scatter] = []
-    for place, (name, rows) in enumerate(whole.groupby("against", sort=False)):
+    for place, (name, rows) in enumerate(table.groupby("against", sort=False)):
         layers, colour = [str(layer) for layer in rows["layer"]], PALETTE[place % 8]
-        against = f"against {escape(str(name))}"
-        traces += lines_with_intervals(layers, rows, ("agreement", "ci_low", "ci_high"), against, colour)
-        for column, dash, words in (
-            ("token_agreement", "dot", "same token elsewhere"),
-            ("chance", "dash", "loads alone (chance)"),
-        ):
-            line = {"color": MUTED if column == "chance" else with_alpha(colour, 0.6), "dash": dash}
-            shown = {"legendgroup": column, "showlegend": not place}
-            traces.append(go.Scatter(x=layers, y=rows[column].to_numpy(), name=words, mode="lines", line=line, **shown))
-    question = ANALYSES["route_agreement"].question
-    figure = figure_of(traces, question, x="layer", y="share of the experts in common", height=420)
+        bounds = ("agreement", "ci_low", "ci_high")
+        traces += lines_with_intervals(layers, rows, bounds, f"against {escape(str(name))}", colour)
+        first = place == 0
+        traces.append(_null(layers, rows["token_agreement"], "same token elsewhere", colour, "dot", shown=first))
+        traces.append(_null(layers, rows["chance"], "loads alone (chance)", MUTED, "dash", shown=first))
+    figure = figure_of(traces, title, x="layer", y=y, height=440)
+    figure.update_layout(legend=BESIDE)
     return figure.update_xaxes(type="category").update_yaxes(range=[0, 1.02], tickformat=".0%")
+
+
+def _null(x: Sequence[str], y: pd.Series, name: str, colour: str, dash: str, *, shown: bool) -> go.Scatter:
+    """A thin line of what chance makes of it; one entry in the legend for all of a name."""
+    line = {"color": colour, "dash": dash, "width": 1}
+    hover = f"{name} %{{y:.1%}}<extra></extra>"
+    return go.Scatter(
+        x=x, y=y.to_numpy(), name=name, mode="lines", line=line, legendgroup=name, showlegend=shown, hovertemplate=hover
+    )
 
 
 def margin_lines(table: pd.DataFrame) -> go.Figure:
@@ -84,6 +92,7 @@ def margin_lines(table: pd.DataFrame) -> go.Figure:
     ]
     title = "Do the runs differ where the choice was close?"
     figure = figure_of(traces, title, x="margin of the choice, choice score", y="choices that differ", height=420)
+    figure.update_layout(legend=BESIDE)
     order = close.drop_duplicates("margin").sort_values("margin_low")["margin"].to_list()
     return figure.update_xaxes(type="category", categoryarray=order).update_yaxes(rangemode="tozero", tickformat=".0%")
 

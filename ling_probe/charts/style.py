@@ -61,16 +61,6 @@ def intervals(rows: pd.DataFrame, names: Sequence[str]) -> go.Scatter:
     )
 
 
-def with_alpha(colour: str, alpha: float) -> str:
-    """A hex colour with some transparency.
-
-    >>> with_alpha("#0072B2", 0.2)
-    'rgba(0,114,178,0.2)'
-    """
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
-    return f"rgba({red},{green},{blue},{alpha:g})"
-
-
 def lines_with_intervals(
     x: Sequence[str], rows: pd.DataFrame, columns: tuple[str, str, str], name: str, colour: str
 ) -> list[go.Scatter]:
@@ -79,8 +69,10 @@ def lines_with_intervals(
     band = go.Scatter(
         x=[*x, *reversed(x)],
         y=[*high, *low[::-1]],
+        mode="lines",
         fill="toself",
-        fillcolor=with_alpha(colour, 0.2),
+        fillcolor=colour,
+        opacity=0.2,
         line={"width": 0},
         legendgroup=name,
         showlegend=False,
