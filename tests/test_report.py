@@ -8,7 +8,7 @@ import pytest
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
 from ling_probe import report
-from ling_probe.analysis import ANALYSES, label_specialisation, specialisation
+from ling_probe.analysis import ANALYSES, SINGLE, label_specialisation, specialisation
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
 from ling_probe.report import headline, write_report
@@ -52,7 +52,7 @@ def page(folder):
 
 
 def test_everything_is_there(folder):
-    tables = {f"tables/{name}.{kind}" for name in ANALYSES for kind in ("csv", "json")}
+    tables = {f"tables/{name}.{kind}" for name in SINGLE for kind in ("csv", "json")}
     assert set(files(folder)) == {"report.html", "report.md", "report.json", *tables}
 
 
@@ -65,7 +65,7 @@ def test_the_page_needs_no_network_and_can_be_mailed(page):
     own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!tables/|#q-)""", own)
     assert "default-src 'none'" in own
-    assert page.count("Plotly.newPlot(") == 8 + page.split("</head>")[0].count("Plotly.newPlot(")
+    assert page.count("Plotly.newPlot(") == 12 + page.split("</head>")[0].count("Plotly.newPlot(")
     assert len(page.encode()) < 6_000_000
     assert '"showSendToCloud": false' in own
 
@@ -74,7 +74,7 @@ def test_the_page_says_who_ran_what_and_how_well(page):
     text = page.split("</head>")[1]
     for expected in ("ling-test", "stepbench test", "60 sequences", "1234"):
         assert expected in text
-    for name in ANALYSES:
+    for name in SINGLE:
         assert ANALYSES[name].question in text
         assert f'href="tables/{name}.csv"' in text
     assert "What this cannot tell you" in text
@@ -153,7 +153,7 @@ def test_long_tables_keep_the_rows_to_read_first(run, tmp_path, monkeypatch):
 def test_json_says_what_the_page_says(run, folder):
     written = json.loads((folder / "report.json").read_text())
     assert written["headline"]["model"] == "ling-test"
-    assert [section["name"] for section in written["sections"]] == list(ANALYSES)
+    assert [section["name"] for section in written["sections"]] == list(SINGLE)
     findings = (folder / "report.md").read_text()
     assert "layer 2, expert 5" in findings or "layer 3, expert 9" in findings or "layer 1, expert" in findings
 
