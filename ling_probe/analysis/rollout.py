@@ -48,7 +48,7 @@ def prompt_rollout(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFram
     """
     require_sequences(run)
     unit = stats.bundles(len(run.sequences), seed=seed)
-    sides = _sides(run, unit)
+    sides = measure_sides(run, unit)
     if not sides.tokens.all():
         side = "prompts" if sides.tokens[1] else "completions"
         raise UsageError(f"{run.folder} has no tokens of {side}; capture a benchmark with solutions, or with --generate")
@@ -88,7 +88,8 @@ class Sides:
         return self.common / self.most if self.most else 0.0
 
 
-def _sides(run: Run, unit: Integer[np.ndarray, " S"]) -> Sides:
+def measure_sides(run: Run, unit: Integer[np.ndarray, " S"]) -> Sides:
+    """Stream the run once; `unit` is the bundle of each sequence."""
     n_units, spec = int(unit.max()) + 1, run.spec
     size = 2 * n_units * spec.n_experts
     plain, equal = np.zeros((2, spec.n_rows, size))
