@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from pairs import plain_traces, rerouted, write_run
+from synthetic import synthetic_spec
 
 from ling_probe import charts
 from ling_probe.analysis import (
@@ -88,12 +89,22 @@ def test_shifts_are_drawn_for_each_run_and_the_surest_named(runs):
     assert level_lines(bars, "x") == 1
 
 
+def test_a_boundary_is_drawn_where_it_can_be_told(tmp_path):
+    words = synthetic_spec(vocab_size=12)
+    table = routing_churn(write_run(tmp_path / "run", plain_traces(40, spec=words)), draws=50, flips=99)
+    figure = charts.churn_lines(table)
+    (line,) = named(figure, "across a step boundary, at equal words")
+    assert list(line.y) == table["boundary_effect"].tolist()
+    assert level_lines(figure) == 1
+    untold = charts.churn_lines(table.assign(p=np.nan))
+    assert not named(untold, line.name)
+
+
 def test_what_moves_inside_a_run_is_drawn_beside_its_null(runs):
     churn, rollout, transition = routing_churn(runs[0]), prompt_rollout(runs[0]), layer_transition(runs[0])
     figure = charts.churn_lines(churn)
     assert list(named(figure, "next token")[0].y) == churn["churn"].tolist()
     assert list(named(figure, "tokens in random order (chance)")[0].y) == churn["shuffled"].tolist()
-    assert level_lines(figure) == 1
     figure = charts.rollout_lines(rollout)
     assert list(named(figure, "as they are")[0].y) == rollout["raw_divergence"].tolist()
     assert list(named(figure, "at equal tokens")[0].y) == rollout["divergence"].tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import Effects, synthetic_spec, synthetic_traces
 
-from ling_probe.analysis import ANALYSES, Verdict, routing_churn
+from ling_probe.analysis import ANALYSES, Verdict, churn, routing_churn
 from ling_probe.analysis.churn import LAGS
 from ling_probe.run import Run
 
@@ -120,6 +120,16 @@ def test_a_run_without_steps_has_churn_and_no_boundaries(tmp_path):
     finding = ANALYSES["routing_churn"].finding(table)
     assert finding.verdict is Verdict.CANNOT_TELL
     assert "cannot be told" in finding.sentence
+
+
+def test_too_few_equal_pairs_are_not_tested(tmp_path, monkeypatch):
+    run = written(tmp_path / "run", traces_of(20))
+    overlap = routing_churn(run, draws=50, flips=99)["overlap"].iloc[0]
+    assert 0.1 < overlap < 1
+    monkeypatch.setattr(churn, "LEAST_OVERLAP", overlap + 0.01)
+    table = routing_churn(run, draws=50, flips=99)
+    assert table[["boundary_effect", "p"]].isna().all(axis=None)
+    assert f"{100 * overlap:.2f} % of the pairs of words" in ANALYSES["routing_churn"].finding(table).sentence
 
 
 def test_one_sequence_and_one_step_do_not_break_it(tmp_path):

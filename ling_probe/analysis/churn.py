@@ -22,7 +22,7 @@ LAGS = (1, 2, 3, 4)
 """Distances of the pairs that straddle a boundary, or do not."""
 LEAST_EFFECT = 0.01
 """Share of the experts by which a boundary must change more to be worth having."""
-LEAST_OVERLAP = 0.05
+LEAST_OVERLAP = 0.1
 """With less of the pairs to compare there is no effect and no test."""
 
 
@@ -68,7 +68,7 @@ def routing_churn(run: Run, *, draws: int = 1000, flips: int = 9999, seed: int =
     neighbours inside a step and across two; `boundary_effect` is how much more of the experts changes across than inside, at
     equal pairs of token ids up to 4 tokens apart, with its interval (`ci_low`, `ci_high`), `p` from sign flips of whole
     sequences, `q` corrected over layers (Benjamini-Hochberg); `overlap` is the weight of the pairs that occur on both sides,
-    and below a twentieth there is no effect.
+    and below a tenth there is no effect and no test.
 
     Args:
         run: Any run.
@@ -229,7 +229,10 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
     tested = table[table["p"].notna()]
     if tested.empty:
-        nothing = f"{told}. Whether a step boundary changes more cannot be told: no pairs of words stand on both sides of one."
+        nothing = (
+            f"{told}. Whether more change where a step ends cannot be told: {percent(table['overlap'].iloc[0])} of the pairs "
+            "of words stand both across a boundary and inside a step, as far apart."
+        )
         return Finding(sentence=nothing, verdict=Verdict.CANNOT_TELL, rung=1)
     row = tested.iloc[int(np.argmax(tested["boundary_effect"]))]
     return Finding(

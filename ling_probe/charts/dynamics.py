@@ -11,21 +11,23 @@ from ling_probe.errors import UsageError
 
 
 def churn_lines(table: pd.DataFrame) -> go.Figure:
-    """Churn by layer of `routing_churn` below that of shuffled tokens, and what a step boundary adds to it."""
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    """Churn by layer of `routing_churn` beside that of shuffled tokens, and what a boundary adds, if that can be told."""
+    told = table["p"].notna().any()
+    figure = make_subplots(rows=2 if told else 1, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     layers = [str(layer) for layer in table["layer"]]
     for trace in lines_with_intervals(layers, table, ("churn", "churn_low", "churn_high"), "next token", PALETTE[0]):
         figure.add_trace(trace, row=1, col=1)
     chance = {"name": "tokens in random order (chance)", "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
     figure.add_scatter(x=layers, y=table["shuffled"].to_numpy(), row=1, col=1, **chance)
-    bounds = ("boundary_effect", "ci_low", "ci_high")
-    for trace in lines_with_intervals(layers, table, bounds, "across a step boundary, at equal words", PALETTE[1]):
-        figure.add_trace(trace, row=2, col=1)
-    figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"}, row=2, col=1)
     figure.update_yaxes(title="experts changed", tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title="more changed", tickformat="+.1%", row=2, col=1)
-    figure.update_xaxes(title="layer", row=2, col=1).update_xaxes(type="category")
-    return styled(figure, ANALYSES["routing_churn"].question, height=500)
+    if told:
+        bounds = ("boundary_effect", "ci_low", "ci_high")
+        for trace in lines_with_intervals(layers, table, bounds, "across a step boundary, at equal words", PALETTE[1]):
+            figure.add_trace(trace, row=2, col=1)
+        figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"}, row=2, col=1)
+        figure.update_yaxes(title="more changed", tickformat="+.1%", row=2, col=1)
+    figure.update_xaxes(type="category").update_xaxes(title="layer", row=2 if told else 1, col=1)
+    return styled(figure, ANALYSES["routing_churn"].question, height=500 if told else 340)
 
 
 def rollout_lines(table: pd.DataFrame) -> go.Figure:
