@@ -14,14 +14,14 @@ def plain_traces(n_sequences=30, *, seed=0, spec=None, **options):
 
 
 def rerouted(traces, *, share=1.0, seed=1, by_token=0.0):
-    """The same texts, a share of the tokens routed by fresh logits; those follow the token id as far as `by_token` says."""
+    """The same texts, a share of all choices from fresh logits; those follow the token id as far as `by_token` says."""
     rng, spec = np.random.default_rng(seed), traces[0].spec
     own = np.random.default_rng(0).normal(0, by_token, (spec.vocab_size, spec.n_rows, spec.n_experts))
     bias = np.zeros((spec.n_rows, spec.n_experts))
     found = []
     for trace in traces:
         logits = own[trace.token_ids] + rng.normal(0, 1, (trace.n_tokens, spec.n_rows, spec.n_experts))
-        new, moved = route(logits, bias, spec), rng.random(trace.n_tokens) < share
+        new, moved = route(logits, bias, spec), rng.random((trace.n_tokens, spec.n_rows)) < share
         ids, weights = trace.expert_ids.copy(), trace.weights.copy()
         ids[moved], weights[moved] = new.ids[moved], new.weights[moved].astype(np.float32)
         found.append(replace(trace, expert_ids=ids, weights=weights))
