@@ -12,6 +12,7 @@ from ling_probe.analysis import ANALYSES, Verdict, load_shift
 from ling_probe.analysis.contrast import LoadContrast, count_layers
 from ling_probe.analysis.counting import sequence_owner
 
+PLANTS = tuple(Planted(2, 5, family, 2.0) for family in ("arithmetic", "deduction", "causal"))
 DEPENDENT = Effects(token=1.0, step=0.5, sequence=0.5)
 
 
@@ -46,7 +47,7 @@ def test_shares_are_those_of_counting(tmp_path):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_planted_shift_is_found(tmp_path, shared):
-    one = plain_traces(60, planted=Planted(2, 5, "arithmetic", 2.0), effects=DEPENDENT)
+    one = plain_traces(60, planted=PLANTS, effects=DEPENDENT)
     other = plain_traces(60, effects=DEPENDENT)
     table = load_shift(pair(tmp_path, one, other if shared else apart(other)))
     best = ANALYSES["load_shift"].order(table).iloc[0]
@@ -59,6 +60,16 @@ def test_a_planted_shift_is_found(tmp_path, shared):
     if shared:
         assert best["divergence_low"] > 0
         assert (table[table["layer"] != 2]["p"] == 1).all(), "the other layers of these traces are the same"
+
+
+def test_a_shift_that_is_there_and_small_does_not_support_the_claim(tmp_path):
+    traces = plain_traces(300, labels={"text": ("add",)})
+    table = load_shift(pair(tmp_path, traces, rerouted(traces, share=0.03)))
+    assert (table["q"] < 0.05).any()
+    finding = ANALYSES["load_shift"].finding(table)
+    assert finding.verdict is Verdict.NOT_SUPPORTED
+    assert finding.rung == 1
+    assert abs(finding.effect) < 0.3
 
 
 @pytest.mark.parametrize("shared", [True, False])

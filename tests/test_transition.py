@@ -91,7 +91,7 @@ def test_what_the_token_ties_together_is_none_of_the_layers(tmp_path):
 def test_no_tie_is_found_at_the_stated_rate(tmp_path):
     p, single, discoveries = [], [], []
     for seed in range(25):
-        traces = rerouted(plain_traces(30, seed=seed, spec=PLAIN), seed=seed, by_token=1.0)
+        traces = rerouted(plain_traces(30, seed=seed, spec=PLAIN), seed=seed + 500, by_token=1.0)
         table = layer_transition(write_run(tmp_path / f"{seed}", traces), seed=seed)
         p += pairs_of(table)["layer_p"].tolist()
         single.append((table["p"].dropna() <= 0.05).mean())

@@ -14,7 +14,7 @@ from ling_probe import stats
 from ling_probe.analysis.aligned import chosen_together
 from ling_probe.analysis.comparable import require_comparable, require_same_experts, run_names, same_training, shared_sequences
 from ling_probe.analysis.contrast import FLIPS, LoadContrast, count_layers
-from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, fold, fold_interval, judge_cells, surest_first
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, sure_effect, surest_first
 from ling_probe.run import Run
 
 LEAST_EFFECT = 0.585
@@ -108,16 +108,15 @@ def _finding(table: pd.DataFrame) -> Finding:
         f"{last['divergence']:.4f} bits beyond chance (95 % interval {last['divergence_low']:.4f} to "
         f"{last['divergence_high']:.4f})"
     )
-    verdict = judge_cells(table, least=LEAST_EFFECT)
     if found.empty:
-        return Finding(sentence=f"{tested}.", verdict=verdict, rung=0)
+        return Finding(sentence=f"{tested}.", verdict=_verdict(table), rung=0)
     row = surest_first(found).iloc[0]
     return Finding(
         sentence=(
             f"{tested}; the surest is layer {row['layer']}, expert {row['expert']}, used {fold(row['log2_ratio'])} times as "
             f"much as in {row['against']} (95 % interval {fold_interval(row)})."
         ),
-        verdict=verdict,
+        verdict=_verdict(table),
         rung=1,
         effect=float(row["log2_ratio"]),
         unit="log2 ratio",
@@ -127,10 +126,19 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
 
 
+def _verdict(table: pd.DataFrame) -> Verdict:
+    """A shift that is there but too small to matter does not support the claim: in a large run every shift is there."""
+    tested = table[table["q"].notna()]
+    found, small = tested["q"] < DISCOVERY, (tested["ci_low"] > -LEAST_EFFECT) & (tested["ci_high"] < LEAST_EFFECT)
+    if (found & (sure_effect(tested) >= LEAST_EFFECT)).any():
+        return Verdict.SUPPORTED
+    return Verdict.NOT_SUPPORTED if small[found].all() and small.mean() >= 0.95 else Verdict.CANNOT_TELL
+
+
 LOAD_SHIFT = Analysis(
     function=load_shift,
     question="Which experts does this run use more, or less, than another?",
-    claim="Some expert has another share of the work than in the other run.",
+    claim="Some expert's share of the work is one and a half times what it is in the other run, or less than two thirds.",
     method=(
         "Share of a layer's choices over that in the other run, log2. Null: the sides of a whole problem are exchanged (sign "
         "flips); p corrected over all layers and experts (Benjamini-Hochberg); intervals from a bootstrap over problems. The "
