@@ -45,7 +45,7 @@ def test_transitions_are_those_of_counting(tmp_path):
             chosen[ids[1]] += 1
     rows = table[table["layer"] == 2]
     left_out = tokens - rows["tokens"].iloc[0]
-    assert 0 <= left_out < 0.1 * tokens
+    assert 0 <= left_out < 0.4 * tokens
     counts = rows["count"].to_numpy().reshape(16, 16)
     assert (counts <= slow).all()
     assert slow.sum() - counts.sum() == 16 * left_out
@@ -97,15 +97,28 @@ def test_no_tie_is_found_at_the_stated_rate(tmp_path):
         single.append((table["p"].dropna() <= 0.05).mean())
         discoveries.append((table["q"] < 0.05).any())
     assert np.mean(np.array(p) <= 0.05) <= 0.14
-    assert np.mean(single) < 0.08
+    assert 0.02 < np.mean(single) < 0.08
     assert np.mean(discoveries) <= 0.16
+
+
+def test_pairs_are_of_one_token_and_two_sequences():
+    rng = np.random.default_rng(0)
+    token_id, sequence = rng.integers(0, 6, 400), np.sort(rng.integers(0, 20, 400))
+    block = sequence % 4
+    one, other = transition.same_token_pairs(token_id, sequence, block, rng)
+    assert len(one) > 140
+    assert len(set(one) | set(other)) == 2 * len(one)
+    assert (token_id[one] == token_id[other]).all()
+    assert (block[one] == block[other]).all()
+    assert (sequence[one] != sequence[other]).all()
+    assert (np.diff(block[one]) >= 0).all()
 
 
 def test_a_long_run_is_read_in_part_and_says_so(tmp_path):
     run = write_run(tmp_path / "run", plain_traces(40, spec=PLAIN))
     tokens = sum(part.tokens for part in run.manifest.parts)
     part = layer_transition(run, most_tokens=tokens // 4)
-    assert 0.15 * tokens < part["tokens"].iloc[0] < 0.35 * tokens
+    assert 0.1 * tokens < part["tokens"].iloc[0] < 0.25 * tokens
 
 
 def test_what_cannot_answer_is_refused(tmp_path):

@@ -2,17 +2,17 @@
 
 For each pair of neighbouring routed layers, over tokens:
 
-1. count how often an expert of the first and one of the second were chosen for the same token;
-2. count the same with the second layer's choice taken from another token of the same id, at a random place of another sequence:
-   what the token alone ties together;
-3. the mutual information of a random chosen expert of either layer, in bits, from the counts of 1, and from those of 2;
-4. both overstate: a jackknife over blocks of whole sequences takes the bias out and gives the interval.
+1. pair each token with one of the same id from another sequence, drawn at random inside a block of sequences;
+2. count how often an expert of the first layer and one of the second were chosen by the same token of a pair;
+3. count the same across the pair, the first layer's choice of one with the second's of the other, both ways: what the token
+   alone ties together. Both counts hold the same choices, so that only their company differs;
+4. the mutual information of a random chosen expert of either layer, in bits, from the counts of 2, and from those of 3;
+5. both overstate: a jackknife over the blocks takes the bias out and gives the interval.
 
 Both routers read the same residual stream, so that what is left beyond the token is what they read from the context; the first
 expert need not cause the second.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,6 @@ import pandas as pd
 from jaxtyping import Float64, Integer
 
 from ling_probe import stats
-from ling_probe.analysis.agreement import same_token_elsewhere
 from ling_probe.analysis.counting import require_sequences
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge, surest_first
 from ling_probe.errors import UsageError
@@ -32,21 +31,22 @@ LEAST_EXPECTED = 20.0
 LEAST_EFFECT = 0.01
 """Mutual information in bits below which a tie is not worth having."""
 BLOCKS = 20
+LEAST_SEQUENCES = 3
+"""Of a block: shorter runs have fewer blocks."""
 
 
 def layer_transition(run: Run, *, most_tokens: int = 100_000, seed: int = 0) -> pd.DataFrame:
     """How often tokens go from an expert of one layer to one of the next, beside what their ids make of it.
 
     One row a layer and next routed layer, expert and next expert: `count` tokens that chose both, `probability` of the next
-    expert given the first, `expected` count with the next layer's choice of the same token elsewhere, `log2_ratio` of the two
-    counts (half a token added to each) with its 95 % interval (`ci_low`, `ci_high`), `p` for their difference, both from a
-    jackknife over blocks of sequences, and `q` corrected over all tested rows (Benjamini-Hochberg). Transitions expected fewer
+    expert given the first, `expected` count with the next layer's choice of the same token in another sequence, `log2_ratio` of
+    the two counts (half a token added to each) with its 95 % interval (`ci_low`, `ci_high`), `p` for their difference, both from
+    a jackknife over blocks of sequences, and `q` corrected over all tested rows (Benjamini-Hochberg). Transitions expected fewer
     than 20 times have no interval and no p.
 
     Per pair of layers, the same in all its rows, in bits: `information` that a chosen expert gives about one of the next layer,
     `token_information` that the token id gives of it, `beyond_token` the difference, with its interval (`beyond_low`,
-    `beyond_high`) and `layer_p`; all without their bias. `tokens` counts those whose id stands in another sequence too; others
-    are left out.
+    `beyond_high`) and `layer_p`; all without their bias. `tokens` counts those that found a partner; others are left out.
 
     Args:
         run: A run of two routed layers or more, and two sequences.
@@ -61,13 +61,13 @@ def layer_transition(run: Run, *, most_tokens: int = 100_000, seed: int = 0) -> 
     if len(layers) < 2:
         raise UsageError(f"{run.spec.name} has {len(layers)} routed layer; a transition needs a next one")
     sample = _sample(run, most_tokens, seed)
-    if not len(sample.ids):
+    if not sample.tokens:
         raise UsageError(f"{run.folder} has no token that two of its sequences share; capture more of them")
     tables = [
         _transition(sample, row, run.spec.n_experts).assign(layer=here, next_layer=there)
         for row, (here, there) in enumerate(pairwise(layers))
     ]
-    table = pd.concat(tables, ignore_index=True).assign(tokens=len(sample.ids), seed=seed)
+    table = pd.concat(tables, ignore_index=True).assign(tokens=sample.tokens, seed=seed)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
     front = ["layer", "next_layer", "expert", "next_expert"]
     return table[[*front, *(name for name in table.columns if name not in front)]]
@@ -75,13 +75,17 @@ def layer_transition(run: Run, *, most_tokens: int = 100_000, seed: int = 0) -> 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Tokens whose id stands in another sequence too, sorted by block of sequences."""
+    """Pairs of tokens of one id and two sequences, sorted by block of sequences."""
 
-    ids: Integer[np.ndarray, "N M K"]
-    elsewhere: Integer[np.ndarray, "N M K"]
-    """Choices of the same token in another sequence."""
+    one: Integer[np.ndarray, "P M K"]
+    other: Integer[np.ndarray, "P M K"]
     bounds: Integer[np.ndarray, " J1"]
     """Where each block begins, and where the last ends."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all pairs."""
+        return 2 * len(self.one)
 
 
 def _sample(run: Run, most_tokens: int, seed: int) -> Sample:
@@ -92,25 +96,40 @@ def _sample(run: Run, most_tokens: int, seed: int) -> Sample:
         for kept in [batch.sequence % stride == 0]
     ]
     sequence, token_id, ids = (np.concatenate(each) for each in zip(*taken, strict=True))
-    partner = same_token_elsewhere(token_id, sequence, np.random.default_rng(seed))
-    kept = np.flatnonzero(partner >= 0)
-    block = sequence[kept] // stride % BLOCKS
-    kept = kept[np.argsort(block, kind="stable")]
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=1))])
-    return Sample(ids[kept], ids[partner[kept]], np.unique(bounds))
+    n_blocks = min(BLOCKS, -(-len(run.sequences) // stride) // LEAST_SEQUENCES)
+    block = sequence // stride % max(n_blocks, 1)
+    one, other = same_token_pairs(token_id, sequence, block, np.random.default_rng(seed))
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(block[one], minlength=1))])
+    return Sample(ids[one], ids[other], np.unique(bounds))
+
+
+def same_token_pairs(
+    token_id: Integer[np.ndarray, " N"],
+    sequence: Integer[np.ndarray, " N"],
+    block: Integer[np.ndarray, " N"],
+    rng: np.random.Generator,
+) -> tuple[Integer[np.ndarray, " P"], Integer[np.ndarray, " P"]]:
+    """Places of random pairs of one token id and block and two sequences, by block; no token is in two pairs."""
+    order = np.lexsort((rng.random(len(token_id)), token_id, block))
+    new = np.diff(token_id[order], prepend=-1).astype(bool) | np.diff(block[order], prepend=-1).astype(bool)
+    start = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    first = np.flatnonzero((np.arange(len(order)) - start) % 2 == 0)[:, None] + [0, 1]
+    first = first[first[:, 1] < len(order)]
+    first = first[~new[first[:, 1]]]
+    one, other = order[first].T
+    two_sequences = sequence[one] != sequence[other]
+    return one[two_sequences], other[two_sequences]
 
 
 def _transition(sample: Sample, row: int, n_experts: int) -> pd.DataFrame:
-    true, token = (
-        np.stack(list(_joint(sample, sample.ids[:, row], following[:, row + 1], n_experts)))
-        for following in (sample.ids, sample.elsewhere)
-    )
+    true = _joint(sample, row, n_experts, (sample.one, sample.other))
+    token = _joint(sample, row, n_experts, (sample.other, sample.one))
     count, expected = true.sum(axis=0), token.sum(axis=0)
     ratio = stats.log2_ratio(count, expected)
     low, high, _ = stats.jackknife_interval(ratio, stats.log2_ratio(count - true, expected - token))
     _, _, p = stats.jackknife_interval(count - expected, (count - true) - (expected - token))
     tested = expected >= LEAST_EXPECTED
-    chosen = np.bincount(sample.ids[:, row].ravel(), minlength=n_experts)
+    chosen = count.sum(axis=1) / sample.one.shape[-1]
     expert, following = (each.ravel() for each in np.indices(count.shape))
     columns = {
         "expert": expert,
@@ -126,13 +145,16 @@ def _transition(sample: Sample, row: int, n_experts: int) -> pd.DataFrame:
 
 
 def _joint(
-    sample: Sample, ids: Integer[np.ndarray, "N K"], following: Integer[np.ndarray, "N K"], n_experts: int
-) -> Iterator[Float64[np.ndarray, "E E"]]:
-    """Tokens that chose both experts, block by block."""
-    first, second = ids.astype(np.int32) * n_experts, following.astype(np.int32)
-    for start, stop in pairwise(sample.bounds):
-        cells = first[start:stop, :, None] + second[start:stop, None, :]
-        yield np.bincount(cells.ravel(), minlength=n_experts**2).reshape(n_experts, n_experts).astype(float)
+    sample: Sample, row: int, n_experts: int, following: tuple[Integer[np.ndarray, "P M K"], Integer[np.ndarray, "P M K"]]
+) -> Float64[np.ndarray, "J E E"]:
+    """Tokens that chose both experts by block, when the next layer's choice is that of `following`."""
+    counts = np.zeros((len(sample.bounds) - 1, n_experts**2))
+    for ids, after in zip((sample.one, sample.other), following, strict=True):
+        first, second = ids[:, row].astype(np.int32) * n_experts, after[:, row + 1].astype(np.int32)
+        for block, (start, stop) in enumerate(pairwise(sample.bounds)):
+            cells = first[start:stop, :, None] + second[start:stop, None, :]
+            counts[block] += np.bincount(cells.ravel(), minlength=n_experts**2)
+    return counts.reshape(-1, n_experts, n_experts)
 
 
 def _information(true: Float64[np.ndarray, "J E E"], token: Float64[np.ndarray, "J E E"]) -> dict[str, float]:
