@@ -40,9 +40,9 @@ def layer_transition(run: Run, *, most_tokens: int = 100_000, seed: int = 0) -> 
 
     One row a layer and next routed layer, expert and next expert: `count` tokens that chose both, `probability` of the next
     expert given the first, `expected` count with the next layer's choice of the same token in another sequence, `log2_ratio` of
-    the two counts (half a token added to each) with its 95 % interval (`ci_low`, `ci_high`), `p` for their difference, both from
-    a jackknife over blocks of sequences, and `q` corrected over all tested rows (Benjamini-Hochberg). Transitions expected fewer
-    than 20 times have no interval and no p.
+    the two counts (half a token added to each) with its 95 % interval (`ci_low`, `ci_high`), `p` for their difference, both
+    from a jackknife over blocks of sequences, and `q` corrected over all tested rows (Benjamini-Hochberg). Transitions expected
+    fewer than 20 times have no interval and no p.
 
     Per pair of layers, the same in all its rows, in bits: `information` that a chosen expert gives about one of the next layer,
     `token_information` that the token id gives of it, `beyond_token` the difference, with its interval (`beyond_low`,
