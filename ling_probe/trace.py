@@ -230,7 +230,7 @@ def _check_choice(trace: RoutingTrace) -> None:
         raise RoutingMismatch(
             f"{_where(trace, place)}: an expert is chosen twice in {chosen}; a router picks {spec.top_k} different"
         )
-    groups = ids // spec.group_size
+    groups = ids // np.int32(spec.group_size)  # 256 is no uint8
     n_groups = 1 + (groups[..., 1:] != groups[..., :-1]).sum(axis=-1)
     if trace.group_limited and (place := _first(n_groups > spec.topk_groups)) is not None:
         raise RoutingMismatch(

@@ -4,8 +4,10 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 """
 
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
+from ling_probe.analysis.agreement import route_agreement
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.choice_reasons import choice_reasons
+from ling_probe.analysis.churn import routing_churn
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.committee import committee
@@ -13,10 +15,13 @@ from ling_probe.analysis.confidence import router_confidence
 from ling_probe.analysis.coverage import coverage
 from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.load_shift import load_shift
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.repeats import repeat_choice
 from ling_probe.analysis.risk import risk_difference
+from ling_probe.analysis.rollout import prompt_rollout
+from ling_probe.analysis.saturation import router_saturation
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.segment_routing import segment_routing
 from ling_probe.analysis.similarity import step_similarity
@@ -29,6 +34,7 @@ from ling_probe.analysis.specialisation import (
     surest_picked,
 )
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
+from ling_probe.analysis.transition import layer_transition
 from ling_probe.analysis.usage_similarity import usage_similarity
 from ling_probe.analysis.weight_concentration import weight_concentration
 
@@ -56,10 +62,16 @@ __all__ = [
     "findings_index",
     "held_out",
     "label_specialisation",
+    "layer_transition",
     "load_balance",
+    "load_shift",
+    "prompt_rollout",
     "repeat_choice",
     "risk_difference",
+    "route_agreement",
     "router_confidence",
+    "router_saturation",
+    "routing_churn",
     "script_main",
     "segment_routing",
     "step_similarity",

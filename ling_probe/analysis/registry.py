@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from ling_probe.analysis.affinity import EXPERT_AFFINITY
+from ling_probe.analysis.agreement import ROUTE_AGREEMENT
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.choice_reasons import CHOICE_REASONS
+from ling_probe.analysis.churn import ROUTING_CHURN
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.committee import COMMITTEE
@@ -14,13 +16,17 @@ from ling_probe.analysis.confidence import ROUTER_CONFIDENCE
 from ling_probe.analysis.coverage import COVERAGE
 from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
+from ling_probe.analysis.load_shift import LOAD_SHIFT
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.repeats import REPEAT_CHOICE
 from ling_probe.analysis.risk import RISK_DIFFERENCE
+from ling_probe.analysis.rollout import PROMPT_ROLLOUT
+from ling_probe.analysis.saturation import ROUTER_SATURATION
 from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
@@ -50,6 +56,12 @@ ANALYSES: dict[str, Analysis] = {
         EXPERT_CLUSTERS,
         ANSWER_PREDICTION,
         CAUSAL_EFFECTS_OF_ROUTING,
+        ROUTING_CHURN,
+        PROMPT_ROLLOUT,
+        LAYER_TRANSITION,
+        ROUTE_AGREEMENT,
+        ROUTER_SATURATION,
+        LOAD_SHIFT,
     )
 }
 """Every analysis by name, in the order a report tells them."""

@@ -13,6 +13,15 @@ from ling_probe.analysis import surest_first
 from ling_probe.analysis.affinity import affinity_sets
 from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars
+from ling_probe.charts.comparison import (
+    agreement_lines,
+    margin_lines,
+    saturation_curves,
+    saturation_lines,
+    shift_bars,
+    shift_heatmap,
+)
+from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
@@ -64,6 +73,21 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "expert_clusters": lambda table, _: [cluster_map(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
     "causal_effects": lambda table, _: [causal_bars(table)],
+    "routing_churn": lambda table, _: [churn_lines(table)],
+    "prompt_rollout": lambda table, _: [rollout_lines(table)],
+    "layer_transition": lambda table, _: [
+        transition_lines(table),
+        transition_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0])),
+    ],
+    "route_agreement": lambda table, _: [
+        agreement_lines(table),
+        *([margin_lines(table)] if (table["margin"] != "all").any() else []),
+    ],
+    "router_saturation": lambda table, _: [saturation_curves(table), saturation_lines(table)],
+    "load_shift": lambda table, _: [
+        *(shift_heatmap(table, against=name) for name in table["against"].unique()),
+        shift_bars(table),
+    ],
 }
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
@@ -73,10 +97,12 @@ __all__ = [
     "MUTED",
     "PALETTE",
     "affinity_lines",
+    "agreement_lines",
     "auroc_bars",
     "balance_lines",
     "bias_scatter",
     "causal_bars",
+    "churn_lines",
     "cluster_map",
     "coactivation_heatmap",
     "committee_lines",
@@ -84,10 +110,16 @@ __all__ = [
     "coverage_curves",
     "escape",
     "load_heatmap",
+    "margin_lines",
     "reason_bars",
     "repeat_lines",
     "replication",
     "risk_bars",
+    "rollout_lines",
+    "saturation_curves",
+    "saturation_lines",
+    "shift_bars",
+    "shift_heatmap",
     "similarity_lines",
     "specialisation_bars",
     "specialisation_heatmap",
@@ -96,6 +128,8 @@ __all__ = [
     "token_shares",
     "token_test",
     "training_curves",
+    "transition_heatmap",
+    "transition_lines",
     "usage_correlation",
     "usage_overlap",
     "weight_bars",

@@ -227,7 +227,12 @@ class Run:
             return [each for found in damaged.values() for each in found]
 
     def batches(
-        self, *, layers: Sequence[int] | None = None, weights: bool = False, columns: Sequence[str] = ()
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        weights: bool = False,
+        columns: Sequence[str] = (),
+        parts: Sequence[int] | None = None,
     ) -> Iterator[TokenBatch]:
         """The tokens, one part at a time; only what is asked for is read.
 
@@ -236,6 +241,7 @@ class Run:
             weights: Whether to read the weights of the chosen too.
             columns: "token", "loss", "sequence_id", or extras that the run kept, such as "logits"; "residual" comes for every
                 decoder layer, dense ones too.
+            parts: Places in `manifest.parts`, in the order wanted; None is all.
 
         Raises:
             UsageError: A layer has no router, or the run has no such column.
@@ -248,11 +254,14 @@ class Run:
         if self.manifest.parts and (unknown := set(columns) - {*TOKEN_COLUMNS, *extras}):
             found = ", ".join([*TOKEN_COLUMNS, *extras])
             raise UsageError(f"{self.folder} has no column {', '.join(sorted(unknown))}; it has {found}")
-        return self._read_batches(chosen, weights=weights, columns=columns)
+        every = self.manifest.parts if parts is None else [self.manifest.parts[place] for place in parts]
+        return self._read_batches(every, chosen, weights=weights, columns=columns)
 
-    def _read_batches(self, layers: Sequence[int], *, weights: bool, columns: Sequence[str]) -> Iterator[TokenBatch]:
+    def _read_batches(
+        self, parts: Sequence[Part], layers: Sequence[int], *, weights: bool, columns: Sequence[str]
+    ) -> Iterator[TokenBatch]:
         ids = self._ids()
-        for part in self.manifest.parts:
+        for part in parts:
             path = self.folder / "parts" / part.name / "tokens.parquet"
             yield read_batch(path, self.spec, ids, layers=layers, weights=weights, columns=columns)
 
