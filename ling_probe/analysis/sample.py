@@ -4,7 +4,7 @@ Memory and time are those of the sample, whatever the length of the run; a run o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -57,6 +57,11 @@ class TokenSample:
     def next_id(self) -> Integer[np.ndarray, " N"]:
         """Id of the token after, -1 where the sample does not hold it."""
         return np.append(np.where(self.follows[1:], self.token_id[1:], -1), -1)
+
+    def only(self, kept: Bool[np.ndarray, " N"]) -> "TokenSample":
+        """The tokens kept."""
+        names = ("sequence", "position", "token_id", "previous_id", "step", "expert_ids")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     def take(self, rows: Bool[np.ndarray, " N"] | Integer[np.ndarray, " R"], layer: int) -> Integer[np.ndarray, "R K"]:
         """Chosen experts of some rows in the layer at a place of `layers`."""
