@@ -34,7 +34,7 @@ from ling_probe.analysis.deviations import (
     token_pairs,
 )
 from ling_probe.analysis.question import Analysis, Finding, in_order, judge
-from ling_probe.analysis.sample import TokenSample, numbered, said, sample_tokens, two_halves
+from ling_probe.analysis.sample import TokenSample, frequent, numbered, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -49,7 +49,7 @@ _BUNDLES, _TOKEN_BUNDLES = 100, 20
 
 
 def routing_information(
-    run: Run, *, permutations: int = 199, most: int = 60_000, draws: int = 1000, seed: int = 0
+    run: Run, *, permutations: int = 199, most: int = 50_000, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Bits that a token's chosen experts and a label, its id, its place tell about each other, beyond what is given.
 
@@ -197,8 +197,8 @@ def _source_rows(world: _World, draws: int, seed: int) -> Iterator[dict[str, obj
     sample = world.sample
     bundle = _bundles(world.sequence, world.first, _TOKEN_BUNDLES, seed)
     asked = (
-        ("token", NOTHING, _frequent(sample.token_id, world.first)),
-        ("previous token", TOKEN, _frequent(sample.previous_id, world.first)),
+        ("token", NOTHING, frequent(sample.token_id, world.first, _FREQUENT)),
+        ("previous token", TOKEN, frequent(sample.previous_id, world.first, _FREQUENT)),
         ("position", TOKEN, world.position),
     )
     for about, given, group in asked:
@@ -222,14 +222,6 @@ def _by_sequence(world: _World) -> Float64[np.ndarray, "M S"]:
         values = deviations(sample, place, classes, np.where(half, sequence, n + sequence), 2 * n)
         told.append((values[:n] * values[n:]).sum(axis=1) * weights[0] * weights[1])
     return np.stack(told)
-
-
-def _frequent(ids: Integer[np.ndarray, " N"], first: Bool[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
-    """Group of each token whose id is seen often enough in both halves, -1 of the rest."""
-    code = numbered(ids)
-    seen = np.minimum(*(np.bincount(code[half], minlength=int(code.max()) + 1) for half in (first, ~first)))
-    kept = seen >= _FREQUENT
-    return np.where(kept[code], (np.cumsum(kept) - 1)[code], -1)
 
 
 def _rows(

@@ -134,14 +134,24 @@ def two_halves(unit: Integer[np.ndarray, " N"], *, seed: int = 0) -> Bool[np.nda
     return np.random.default_rng([seed, 1]).permutation(np.arange(n_units) % 2 == 0)[place]
 
 
+def frequent(ids: Integer[np.ndarray, " N"], first: Bool[np.ndarray, " N"], least: int) -> Integer[np.ndarray, " N"]:
+    """Number of each token's id among those seen at least so often in both halves; -1 of the rest, and of negative ids."""
+    code = numbered(ids)
+    seen = np.minimum(*(np.bincount(code[half], minlength=int(code.max()) + 1) for half in (first, ~first)))
+    kept = (seen[code] >= least) & (ids >= 0)
+    group = np.full(len(ids), -1)
+    group[kept] = numbered(ids[kept])
+    return group
+
+
 def numbered(*columns: np.ndarray) -> Integer[np.ndarray, " N"]:
     """Classes of rows that share all their values, numbered from 0.
 
     >>> numbered(np.array([5, 7, 5]), np.array([1, 1, 1])).tolist()
     [0, 1, 0]
     """
-    code = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
+    _, code = np.unique(columns[0], return_inverse=True)
+    for column in columns[1:]:
         values, place = np.unique(column, return_inverse=True)
         _, code = np.unique(code * len(values) + place, return_inverse=True)
     return code

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.question import Analysis, Finding, in_order, judge, percent
-from ling_probe.analysis.sample import MOST, TokenSample, numbered, said, sample_tokens, two_halves
+from ling_probe.analysis.sample import MOST, TokenSample, frequent, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -47,7 +47,9 @@ def vocabulary_specialisation(
     first = two_halves(sample.sequence, seed=seed)
     rng, rows = np.random.default_rng(seed), []
     for of, ids in (("input", sample.token_id), ("next", sample.next_id)):
-        words = _frequent(ids, first, least)
+        words = frequent(ids, first, least)
+        if (words < 0).all():
+            raise UsageError(f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`")
         shuffled = _shuffled(words, first, rng)
         for place, layer in enumerate(sample.layers):
             share, low, high, same = _held_out(sample, place, words, first, draws, seed)
@@ -55,18 +57,6 @@ def vocabulary_specialisation(
             rows.append((layer, of, share, low, high, chance, same, int(words.max()) + 1))
     columns = ["layer", "of", "share", "ci_low", "ci_high", "chance", "same_tokens", "ids"]
     return pd.DataFrame(rows, columns=columns).assign(tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
-
-
-def _frequent(ids: Integer[np.ndarray, " N"], first: Bool[np.ndarray, " N"], least: int) -> Integer[np.ndarray, " N"]:
-    """Class of each token whose id is seen often enough in both halves, -1 of the others."""
-    code = numbered(ids)
-    seen = np.minimum(*(np.bincount(code[half], minlength=code.max() + 1) for half in (first, ~first)))
-    kept = (seen[code] >= least) & (ids >= 0)
-    if not kept.any():
-        raise UsageError(f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`")
-    words = np.full(len(ids), -1)
-    words[kept] = numbered(ids[kept])
-    return words
 
 
 def _shuffled(
