@@ -11,7 +11,6 @@ these words, not that it understands them.
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from ling_probe import stats
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge, percent
-from ling_probe.analysis.sample import TokenSample, numbered, sample_tokens
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
+from ling_probe.analysis.sample import TokenSample, label_codes, numbered, sample_tokens
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -39,9 +38,11 @@ POSITION, TOKENS, ROUTING, TEXT, ALL = DESCRIPTIONS = (
 )
 LEAST_EFFECT = 0.05
 """Bits per step that are worth having."""
-STRENGTHS = (3.0, 30.0, 300.0)
+STRENGTHS = (0.1, 3.0, 100.0)
 """Inverse regularisation strengths to choose from."""
 _FOLDS, _COMPONENTS, _TOKENS = 5, 128, 100_000
+_LEAST_STEPS = 3
+"""Steps that a token id or pair must stand in: what stands in fewer tells nothing about other problems."""
 _FLOOR = 0.01
 """Part of a class's frequency mixed into every prediction, so that one step cannot cost without bound."""
 
@@ -52,7 +53,7 @@ def label_decoding(run: Run, *, steps: int = 3000, draws: int = 1000, seed: int 
     One row a class of text (`about`: "label", "family") and description (`features`). `bits` per step gained over guessing by
     frequency, on held-out problems; below 0 is worse than guessing; `ci_low` and `ci_high` its 95 % bootstrap interval over
     problems; `entropy` is what there was to gain. `accuracy` balanced over `classes`, with its interval (`accuracy_low`,
-    `accuracy_high`) and `chance`. `gain` in bits over tokens and position, with its interval (`gain_low`, `gain_high`). All
+    `accuracy_high`) and `chance`. `gain` in bits over tokens, with position or without, whichever tells more, with its interval (`gain_low`, `gain_high`). All
     from `steps` in `sequences`.
 
     Args:
@@ -93,8 +94,7 @@ class _World:
 
 
 def _world(run: Run, most: int, seed: int) -> _World:
-    named = run.steps
-    if named.empty:
+    if run.steps.empty:
         raise UsageError("no step labels in this run")
     sample = sample_tokens(run, most=_TOKENS, seed=seed)
     sample = _with_steps(sample.only(sample.step >= 0), most, seed)
@@ -103,8 +103,7 @@ def _world(run: Run, most: int, seed: int) -> _World:
     sequence = numbered(sample.sequence[rows])
     if sequence.max() + 1 < _FOLDS:
         raise UsageError(f"{sequence.max() + 1} problems with steps in this run; holding a fifth out needs {_FOLDS}")
-    keys = pd.MultiIndex.from_arrays([sample.sequence[rows], sample.step[rows]])
-    labels = named.set_index(["sequence", "step"])["label"].reindex(keys).to_numpy(dtype=str)
+    labels = label_codes(run, sample)[rows]
     families = run.sequences["family"].to_numpy(dtype=str)[sample.sequence[rows]]
     asked = {name: numbered(values) for name, values in (("label", labels), ("family", families)) if len(set(values)) > 1}
     if not asked:
@@ -143,13 +142,19 @@ def _features(
     place = sparse.hstack([_deciles(each) for each in numbers], format="csr") / np.sqrt(len(numbers))
     tokens, routing = sparse.csr_array(TfidfTransformer(sublinear_tf=True).fit_transform(bag)), _profile(sample, unit, seed)
     text = sparse.hstack([tokens, place], format="csr")
-    return {
+    described = {
         POSITION: place,
         TOKENS: tokens,
         ROUTING: routing,
         TEXT: text,
         ALL: sparse.hstack([text, routing], format="csr"),
     }
+    return {name: _narrow(values) for name, values in described.items()}
+
+
+def _narrow(values: sparse.csr_array) -> sparse.csr_array:
+    """With indices of the width that scikit-learn takes."""
+    return sparse.csr_array((values.data, values.indices.astype(np.int32), values.indptr.astype(np.int32)), shape=values.shape)
 
 
 def _inside(unit: Integer[np.ndarray, " N"]) -> np.ndarray:
@@ -158,7 +163,9 @@ def _inside(unit: Integer[np.ndarray, " N"]) -> np.ndarray:
 
 
 def _bag(unit: Integer[np.ndarray, " N"], words: Integer[np.ndarray, " N"]) -> sparse.csr_array:
-    return sparse.csr_array((np.ones(len(unit)), (unit, words)), shape=(int(unit.max()) + 1, int(words.max()) + 1))
+    """Steps by words, how often; the words of enough steps alone."""
+    bag = sparse.csr_array((np.ones(len(unit)), (unit, words)), shape=(int(unit.max()) + 1, int(words.max()) + 1))
+    return bag[:, (bag > 0).sum(axis=0) >= _LEAST_STEPS]
 
 
 def _deciles(values: np.ndarray) -> sparse.csr_array:
@@ -178,7 +185,9 @@ def _profile(sample: TokenSample, unit: Integer[np.ndarray, " N"], seed: int) ->
     return sparse.csr_array(values / max(np.sqrt((values**2).sum(axis=1).mean()), 1e-12))
 
 
-def _by_frequency(world: _World, codes: Integer[np.ndarray, " U"]) -> tuple[Float64[np.ndarray, "U C"], Float64[np.ndarray, " U"]]:
+def _by_frequency(
+    world: _World, codes: Integer[np.ndarray, " U"]
+) -> tuple[Float64[np.ndarray, "U C"], Float64[np.ndarray, " U"]]:
     """Frequencies of the classes in the other folds, half a step added to each, and the loss of guessing by them."""
     n_classes, predicted = int(codes.max()) + 1, np.zeros((len(codes), int(codes.max()) + 1))
     for fold in range(_FOLDS):
@@ -207,7 +216,9 @@ def _strength(world: _World, features: sparse.csr_array, codes: Integer[np.ndarr
         train = ~inner & (world.fold != fold)
         share = np.tile(np.bincount(codes[train], minlength=int(codes.max()) + 1) + 0.5, (len(codes), 1))
         loss = [
-            -np.log(np.maximum(_fit(features, codes, train, inner, each, share)[np.arange(inner.sum()), codes[inner]], 1e-3)).mean()
+            -np.log(
+                np.maximum(_fit(features, codes, train, inner, each, share)[np.arange(inner.sum()), codes[inner]], 1e-3)
+            ).mean()
             for each in STRENGTHS
         ]
         chosen.append(STRENGTHS[int(np.argmin(loss))])
@@ -225,7 +236,7 @@ def _fit(
     classes = np.unique(codes[train])
     if len(classes) < 2:
         return fallback[held]
-    model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+    model = LogisticRegression(C=strength, max_iter=100, tol=1e-3)
     with warnings.catch_warnings():
         # A fit stopped early is judged by what it predicts, as any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -246,15 +257,17 @@ def _table(
 ) -> pd.DataFrame:
     weights = stats.bootstrap_weights(int(world.sequence.max()) + 1, draws=draws, seed=seed)
     every = np.concatenate([np.ones((1, weights.shape[1])), weights])
-    rows = []
+    text, rows = min((losses[name] for name in (TOKENS, TEXT)), key=np.mean), []
     for name in DESCRIPTIONS:
-        bits = _mean(world, majority - losses[name], every)
-        gain = _mean(world, losses[TEXT] - losses[name], every)
-        accuracy = _balanced(world, codes, hits[name], every)
-        rows.append({"features": name, **_with_interval("bits", "ci", bits), "entropy": float(majority.mean())})
-        rows[-1] |= {**_with_interval("accuracy", "accuracy", accuracy), "chance": 1 / (int(codes.max()) + 1)}
-        rows[-1] |= {**_with_interval("gain", "gain", gain), "classes": int(codes.max()) + 1}
-    return pd.DataFrame(rows)
+        numbers = {
+            ("bits", "ci"): _mean(world, majority - losses[name], every),
+            ("accuracy", "accuracy"): _balanced(world, codes, hits[name], every),
+            ("gain", "gain"): _mean(world, text - losses[name], every),
+        }
+        told = {column: value for names, values in numbers.items() for column, value in _with_interval(*names, values).items()}
+        rows.append({"features": name, **told})
+    n_classes = int(codes.max()) + 1
+    return pd.DataFrame(rows).assign(entropy=float(majority.mean()), chance=1 / n_classes, classes=n_classes)
 
 
 def _mean(world: _World, values: Float64[np.ndarray, " U"], every: Float64[np.ndarray, "B S"]) -> Float64[np.ndarray, " B"]:
@@ -266,12 +279,14 @@ def _balanced(
 ) -> Float64[np.ndarray, " B"]:
     """Mean over classes of the share of their steps that were told right; a class that a sample lacks is left out."""
     cells, n = world.sequence * (int(codes.max()) + 1) + codes, (every.shape[1], int(codes.max()) + 1)
-    right, there = (every @ np.bincount(cells, weights=each, minlength=n[0] * n[1]).reshape(n) for each in (hits, np.ones(len(hits))))
+    right, there = (
+        every @ np.bincount(cells, weights=each, minlength=n[0] * n[1]).reshape(n) for each in (hits, np.ones(len(hits)))
+    )
     recall = np.divide(right, there, out=np.full(there.shape, np.nan), where=there > 0)
     return np.nanmean(recall, axis=1)
 
 
-def _with_interval(name: str, stem: str, values: Float64[np.ndarray, " B"]) -> Iterator[tuple[str, float]] | dict[str, float]:
+def _with_interval(name: str, stem: str, values: Float64[np.ndarray, " B"]) -> dict[str, float]:
     low, high = stats.percentile_interval(values[1:])
     return {name: float(values[0]), f"{stem}_low": float(low), f"{stem}_high": float(high)}
 
@@ -279,17 +294,19 @@ def _with_interval(name: str, stem: str, values: Float64[np.ndarray, " B"]) -> I
 def _finding(table: pd.DataFrame) -> Finding:
     about = table["about"].iloc[0]
     told = table[table["about"] == about].set_index("features")
-    row, routing, text = told.loc[ALL], told.loc[ROUTING], told.loc[TEXT]
+    row = told.loc[ALL]
+    text = told.loc[max((TOKENS, TEXT), key=lambda name: told.loc[name, "bits"])]
     return Finding(
         sentence=(
-            f"Of the {row['entropy']:.2f} bits of a step's {about}, held-out problems yield {routing['bits']:.2f} to routing, "
-            f"{told.loc[TOKENS, 'bits']:.2f} to tokens, {told.loc[POSITION, 'bits']:.2f} to position, {text['bits']:.2f} to tokens "
-            f"and position, and {row['bits']:.2f} to all: routing adds {row['gain']:+.3f} bits (95 % interval {row['gain_low']:+.3f} "
-            f"to {row['gain_high']:+.3f}). Balanced accuracy {percent(routing['accuracy'])} by routing, {percent(text['accuracy'])} "
-            f"by text, {percent(row['accuracy'])} by all, {percent(row['chance'])} by chance ({int(row['steps']):,} steps of "
-            f"{int(row['sequences']):,} problems)."
+            f"Of the {row['entropy']:.2f} bits of a step's {about}, held-out problems yield {told.loc[ROUTING, 'bits']:.2f} to "
+            f"routing, {told.loc[TOKENS, 'bits']:.2f} to tokens, {told.loc[POSITION, 'bits']:.2f} to position, "
+            f"{told.loc[TEXT, 'bits']:.2f} to tokens and position, {row['bits']:.2f} to all. Words and place leave "
+            f"{row['entropy'] - text['bits']:.2f} bits to gain; routing adds {row['gain']:+.3f} (95 % interval "
+            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f}). Balanced accuracy {percent(told.loc[ROUTING, 'accuracy'])} by "
+            f"routing, {percent(text['accuracy'])} by text, {percent(row['accuracy'])} by all, {percent(row['chance'])} by chance "
+            f"({int(row['steps']):,} steps of {int(row['sequences']):,} problems)."
         ),
-        verdict=judge(row["gain_low"], row["gain_high"], least=LEAST_EFFECT),
+        verdict=judge_above(row["gain_low"], row["gain_high"], least=LEAST_EFFECT),
         rung=4 if row["gain_low"] > 0 else 0,
         effect=float(row["gain"]),
         unit="bits per step beyond tokens and position",

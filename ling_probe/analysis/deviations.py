@@ -93,8 +93,7 @@ class Labelling:
     def by_shuffle(self, values: Float64[np.ndarray, "U E"]) -> Float64[np.ndarray, " P"]:
         """Information under each labelling, the first as it is."""
         one, other = (
-            sides @ values[mine].astype(np.float32)
-            for sides, mine in zip(self._sides, (self.half, ~self.half), strict=True)
+            sides @ values[mine].astype(np.float32) for sides, mine in zip(self._sides, (self.half, ~self.half), strict=True)
         )
         return (one * other).sum(axis=1, dtype=float).reshape(len(self.codes), -1).sum(axis=1)
 
@@ -103,9 +102,7 @@ class Labelling:
         weights = np.stack([half_weights(each, self.length, self.half, self.n_codes) for each in self.codes])
         labels = np.arange(self.n_codes)[None, :, None]
         return [
-            ((self.codes[:, None, mine] == labels) * weights[:, side, :, None])
-            .astype(np.float32)
-            .reshape(-1, int(mine.sum()))
+            ((self.codes[:, None, mine] == labels) * weights[:, side, :, None]).astype(np.float32).reshape(-1, int(mine.sum()))
             for side, mine in enumerate((self.half, ~self.half))
         ]
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
-from ling_probe.analysis.sample import MOST, TokenSample, frequent, said, sample_tokens, two_halves
+from ling_probe.analysis.sample import MOST, TokenSample, frequent, label_codes, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -51,7 +51,7 @@ def enrichment(run: Run, *, top: int = 5, least: int = 20, most: int = MOST, blo
     """
     sample = sample_tokens(run, most=most, seed=seed)
     first, rng, tables = two_halves(sample.sequence, seed=seed), np.random.default_rng(seed), []
-    for kind, ids in (("token", sample.token_id), ("label", _label_ids(run, sample))):
+    for kind, ids in (("token", sample.token_id), ("label", label_codes(run, sample))):
         group = frequent(ids, first, least)
         if (group < 0).all():
             continue
@@ -61,24 +61,14 @@ def enrichment(run: Run, *, top: int = 5, least: int = 20, most: int = MOST, blo
             code = names[table.pop("group")]
             tables.append(table.assign(layer=layer, kind=kind, code=code))
     if not tables:
-        raise UsageError(f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`")
+        raise UsageError(
+            f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`"
+        )
     table = _named(run, pd.concat(tables, ignore_index=True))
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
     front = ["layer", "expert", "kind", "name"]
     table = table[[*front, *(column for column in table.columns if column not in front)]]
     return table.assign(tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
-
-
-def _label_ids(run: Run, sample: TokenSample) -> Integer[np.ndarray, " N"]:
-    """Code of the label of each token's step, -1 outside steps."""
-    steps = run.steps
-    ids = np.full(sample.n_tokens, -1)
-    if len(steps) and (sample.step >= 0).any():
-        first = np.searchsorted(steps["sequence"].to_numpy(), np.arange(len(run.sequences)))
-        codes = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)[1]
-        inside = sample.step >= 0
-        ids[inside] = codes[first[sample.sequence[inside]] + sample.step[inside]]
-    return ids
 
 
 def _first_of_each(ids: Integer[np.ndarray, " N"], group: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " G"]:
@@ -115,7 +105,9 @@ def _enriched(
     return pd.DataFrame({**told, "best_of_noise": noise})
 
 
-def _pmi(sample: TokenSample, place: int, group: Integer[np.ndarray, " N"], half: Bool[np.ndarray, " N"]) -> Float64[np.ndarray, "G E"]:
+def _pmi(
+    sample: TokenSample, place: int, group: Integer[np.ndarray, " N"], half: Bool[np.ndarray, " N"]
+) -> Float64[np.ndarray, "G E"]:
     counts = sample.counts(place, group, int(group.max()) + 1, half)
     tokens = np.bincount(group[half & (group >= 0)], minlength=len(counts))
     load = sample.counts(place, np.zeros(sample.n_tokens, dtype=np.int64), 1, half)[0] / half.sum()
@@ -132,8 +124,12 @@ def _held_out(
     chosen = np.stack([_pair_counts(sample, place, group, rows[block[rows] == each], pairs) for each in range(n_blocks)])
     load = sample.counts(place, np.where(half, block, -1), n_blocks)[:, pairs.expert]
     kept = half & (group >= 0)
-    of_name = np.bincount(block[kept] * n_groups + group[kept], minlength=n_blocks * n_groups).reshape(n_blocks, -1)[:, pairs.group]
-    totals = np.stack([chosen, load, of_name, np.broadcast_to(np.bincount(block[half], minlength=n_blocks)[:, None], chosen.shape)])
+    of_name = np.bincount(block[kept] * n_groups + group[kept], minlength=n_blocks * n_groups).reshape(n_blocks, -1)[
+        :, pairs.group
+    ]
+    totals = np.stack(
+        [chosen, load, of_name, np.broadcast_to(np.bincount(block[half], minlength=n_blocks)[:, None], chosen.shape)]
+    )
     whole, without = totals.sum(axis=1), totals.sum(axis=1)[:, None] - totals
     count, expected = _seen_and_expected(whole)
     pmi = stats.log2_ratio(count, expected)
@@ -151,7 +147,9 @@ def _held_out(
     }
 
 
-def _seen_and_expected(totals: Float64[np.ndarray, "4 *B P"]) -> tuple[Float64[np.ndarray, "*B P"], Float64[np.ndarray, "*B P"]]:
+def _seen_and_expected(
+    totals: Float64[np.ndarray, "4 *B P"],
+) -> tuple[Float64[np.ndarray, "*B P"], Float64[np.ndarray, "*B P"]]:
     chosen, load, of_name, tokens = totals
     return chosen, of_name * load / np.maximum(tokens, 1)
 
@@ -168,7 +166,9 @@ def _named(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """The table with names in the place of codes."""
     labels = np.unique(run.steps["label"].to_numpy(dtype=str))
     words = _words(run, table.loc[table["kind"] == "token", "code"].unique())
-    names = [labels[code] if kind == "label" else words[code] for kind, code in zip(table["kind"], table.pop("code"), strict=True)]
+    names = [
+        labels[code] if kind == "label" else words[code] for kind, code in zip(table["kind"], table.pop("code"), strict=True)
+    ]
     return table.assign(name=names)
 
 
@@ -177,7 +177,11 @@ def _words(run: Run, ids: Sequence[int]) -> dict[int, str]:
     wanted, words = set(map(int, ids)), {}
     for batch in run.batches(layers=[], columns=["token"]):
         seen, rows = np.unique(batch.token_id, return_index=True)
-        words |= {int(each): str(batch.extra["token"][row]) for each, row in zip(seen, rows, strict=True) if each in wanted - words.keys()}
+        words |= {
+            int(each): str(batch.extra["token"][row])
+            for each, row in zip(seen, rows, strict=True)
+            if each in wanted - words.keys()
+        }
         if len(words) == len(wanted):
             break
     return words

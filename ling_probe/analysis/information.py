@@ -33,8 +33,8 @@ from ling_probe.analysis.deviations import (
     half_weights,
     token_pairs,
 )
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge
-from ling_probe.analysis.sample import TokenSample, frequent, numbered, said, sample_tokens, two_halves
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above
+from ling_probe.analysis.sample import TokenSample, frequent, label_codes, numbered, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -143,21 +143,17 @@ def _bundles(
     return bundle
 
 
-def _labellings(
-    run: Run, world: _World, permutations: int, seed: int
-) -> Iterator[tuple[Labelling, Integer[np.ndarray, " N"]]]:
+def _labellings(run: Run, world: _World, permutations: int, seed: int) -> Iterator[tuple[Labelling, Integer[np.ndarray, " N"]]]:
     sample, sequences = world.sample, run.sequences.iloc[np.unique(world.sample.sequence)]
     if (sample.step >= 0).any():
         rows = np.unique(world.unit, return_index=True)[1]
-        named = run.steps.set_index(["sequence", "step"])["label"]
-        keys = pd.MultiIndex.from_arrays([sample.sequence[rows], sample.step[rows]])
-        labels = numbered(named.reindex(keys).to_numpy(dtype=str))
+        labels = numbered(label_codes(run, sample)[rows])
         if labels.any():
             yield world.labelling("label", world.unit, labels, world.sequence[rows], permutations, seed)
     family = numbered(sequences["family"].to_numpy(dtype=str))
     if family.any():
         yield world.labelling("family", world.sequence, family, np.zeros_like(family), permutations, seed)
-    if sequences["correct"].notna().all() and sequences["correct"].nunique() > 1:
+    if sequences["correct"].notna().all() and len(sequences["correct"].unique()) > 1:
         right = sequences["correct"].to_numpy(dtype=np.int64)
         yield world.labelling("correct", world.sequence, right, family, permutations, seed)
 
@@ -262,7 +258,7 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"the one before {choice['previous token']:.3f}, position {choice['position']:.3f}, the sequence {choice['sequence']:.3f} "
             f"(mean over layers, {said(table)})."
         ),
-        verdict=judge(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=float(row["p"])),
+        verdict=judge_above(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=float(row["p"])),
         rung=2 if row["p"] < 0.05 and row["ci_low"] > 0 else 0,
         effect=float(row["bits"]),
         unit="bits per token, mean over layers",

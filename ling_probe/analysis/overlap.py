@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float64, Integer
 from scipy import stats as scipy_stats
 
 from ling_probe import stats
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above
 from ling_probe.analysis.sample import MOST, TokenSample, numbered, said, sample_tokens
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -134,7 +134,11 @@ def _mean_and_difference(
     totals = np.stack([np.bincount(bundle, weights=each, minlength=weights.shape[1]) for each in values], axis=1)
     count, *sums = totals.sum(axis=0)
     drawn = weights @ totals
-    bounds = stats.percentile_interval(drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-12)) if len(totals) > 1 else np.full((2, 2), np.nan)
+    bounds = (
+        stats.percentile_interval(drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-12))
+        if len(totals) > 1
+        else np.full((2, 2), np.nan)
+    )
     mean, difference = (each / count if count else np.nan for each in sums)
     return {
         "jaccard": mean,
@@ -203,7 +207,7 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
     return Finding(
         sentence=f"Two tokens of different sequences share experts: mean Jaccard index {told} ({said(table)}).",
-        verdict=judge(weakest["difference_low"], weakest["difference_high"], least=LEAST_EFFECT),
+        verdict=judge_above(weakest["difference_low"], weakest["difference_high"], least=LEAST_EFFECT),
         rung=1 if weakest["difference_low"] > 0 else 0,
         effect=float(weakest["difference"]),
         unit="Jaccard index over that of different tokens, weakest layer",

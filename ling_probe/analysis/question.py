@@ -95,6 +95,15 @@ def judge(low: float, high: float, *, least: float, q: float = 0.0) -> Verdict:
     return Verdict.NOT_SUPPORTED if -least < low and high < least else Verdict.CANNOT_TELL
 
 
+def judge_above(low: float, high: float, *, least: float, q: float = 0.0) -> Verdict:
+    """As `judge`, for a claim that an effect is above 0: one below it is not supported.
+
+    >>> [judge_above(*bounds, least=0.5).value for bounds in ((0.2, 0.9), (-0.9, -0.3), (-0.1, 0.9))]
+    ['supported', 'not supported', 'cannot tell at this sample size']
+    """
+    return judge(max(low, 0.0), max(high, 0.0), least=least, q=q)
+
+
 def judge_cells(table: pd.DataFrame, *, least: float) -> Verdict:
     """Verdict on the claim that some of many tested rows (columns ci_low, ci_high, q) have an effect.
 

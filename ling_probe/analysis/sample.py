@@ -134,6 +134,18 @@ def two_halves(unit: Integer[np.ndarray, " N"], *, seed: int = 0) -> Bool[np.nda
     return np.random.default_rng([seed, 1]).permutation(np.arange(n_units) % 2 == 0)[place]
 
 
+def label_codes(run: Run, sample: TokenSample) -> Integer[np.ndarray, " N"]:
+    """Place of the label of each token's step among the run's labels, sorted; -1 outside steps."""
+    steps = run.steps
+    ids = np.full(sample.n_tokens, -1)
+    if len(steps) and (sample.step >= 0).any():
+        first = np.searchsorted(steps["sequence"].to_numpy(), np.arange(len(run.sequences)))
+        codes = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)[1]
+        inside = sample.step >= 0
+        ids[inside] = codes[first[sample.sequence[inside]] + sample.step[inside]]
+    return ids
+
+
 def frequent(ids: Integer[np.ndarray, " N"], first: Bool[np.ndarray, " N"], least: int) -> Integer[np.ndarray, " N"]:
     """Number of each token's id among those seen at least so often in both halves; -1 of the rest, and of negative ids."""
     code = numbered(ids)

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Integer
 
 from ling_probe import stats
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge, percent
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
 from ling_probe.analysis.sample import MOST, TokenSample, frequent, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -23,9 +23,7 @@ LEAST_EFFECT = 0.05
 """Share of an id's tokens above chance that is worth having."""
 
 
-def vocabulary_specialisation(
-    run: Run, *, least: int = 10, most: int = MOST, draws: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def vocabulary_specialisation(run: Run, *, least: int = 10, most: int = MOST, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How many tokens of an id choose the id's favourite expert, on sequences that had no part in finding the favourite.
 
     One row a layer and token that counts (`of`: "input", what is routed, or "next", what follows it). `share` is the mean over
@@ -49,7 +47,9 @@ def vocabulary_specialisation(
     for of, ids in (("input", sample.token_id), ("next", sample.next_id)):
         words = frequent(ids, first, least)
         if (words < 0).all():
-            raise UsageError(f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`")
+            raise UsageError(
+                f"no token id is seen {least} times in each half of this run; capture more, or ask for fewer with `least`"
+            )
         shuffled = _shuffled(words, first, rng)
         for place, layer in enumerate(sample.layers):
             share, low, high, same = _held_out(sample, place, words, first, draws, seed)
@@ -115,7 +115,7 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"{percent(table['chance'].max())}; the layer least above it is {least.name} ({percent(least['share'])}); "
             f"{int(least['ids']):,} ids, {said(table)}."
         ),
-        verdict=judge(least["ci_low"] - least["chance"], least["ci_high"] - least["chance"], least=LEAST_EFFECT),
+        verdict=judge_above(least["ci_low"] - least["chance"], least["ci_high"] - least["chance"], least=LEAST_EFFECT),
         rung=4 if least["ci_low"] > least["chance"] else 0,
         effect=float(least["share"] - least["chance"]),
         unit="share of tokens above chance, weakest layer",
