@@ -53,8 +53,8 @@ def label_decoding(run: Run, *, steps: int = 3000, draws: int = 1000, seed: int 
     One row a class of text (`about`: "label", "family") and description (`features`). `bits` per step gained over guessing by
     frequency, on held-out problems; below 0 is worse than guessing; `ci_low` and `ci_high` its 95 % bootstrap interval over
     problems; `entropy` is what there was to gain. `accuracy` balanced over `classes`, with its interval (`accuracy_low`,
-    `accuracy_high`) and `chance`. `gain` in bits over tokens, with position or without, whichever tells more, with its interval (`gain_low`, `gain_high`). All
-    from `steps` in `sequences`.
+    `accuracy_high`) and `chance`. `gain` in bits over tokens, with position or without, whichever tells more, with its
+    interval (`gain_low`, `gain_high`). All from `steps` in `sequences`.
 
     Args:
         run: A run with step labels.
@@ -302,9 +302,9 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"routing, {told.loc[TOKENS, 'bits']:.2f} to tokens, {told.loc[POSITION, 'bits']:.2f} to position, "
             f"{told.loc[TEXT, 'bits']:.2f} to tokens and position, {row['bits']:.2f} to all. Words and place leave "
             f"{row['entropy'] - text['bits']:.2f} bits to gain; routing adds {row['gain']:+.3f} (95 % interval "
-            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f}). Balanced accuracy {percent(told.loc[ROUTING, 'accuracy'])} by "
-            f"routing, {percent(text['accuracy'])} by text, {percent(row['accuracy'])} by all, {percent(row['chance'])} by chance "
-            f"({int(row['steps']):,} steps of {int(row['sequences']):,} problems)."
+            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f}). Balanced accuracy {percent(told.loc[ROUTING, 'accuracy'])} "
+            f"by routing, {percent(text['accuracy'])} by text, {percent(row['accuracy'])} by all, {percent(row['chance'])} by "
+            f"chance ({int(row['steps']):,} steps of {int(row['sequences']):,} problems)."
         ),
         verdict=judge_above(row["gain_low"], row["gain_high"], least=LEAST_EFFECT),
         rung=4 if row["gain_low"] > 0 else 0,
@@ -322,7 +322,8 @@ LABEL_DECODING = Analysis(
     claim="Routing tells a step's label better than its tokens and position alone.",
     method=(
         "Logistic regressions on expert shares, on token ids and pairs, and on position, five folds of whole problems; bits "
-        "gained over guessing by frequency. Null: the same regression without routing; intervals from a bootstrap over problems."
+        "gained over guessing by frequency. Null: the same regression without routing; intervals from a bootstrap over "
+        "problems."
     ),
     order=in_order,
     finding=_finding,

@@ -19,9 +19,9 @@ from ling_probe.analysis.sample import TokenSample, indicator, numbered
 def deviations(
     sample: TokenSample, layer: int, classes: Integer[np.ndarray, " N"], owner: Integer[np.ndarray, " N"], n_owners: int
 ) -> Float64[np.ndarray, "O E"]:
-    """Choices by the tokens of each owner beyond those expected of their classes, in standard deviations of one expert's choice.
+    """Choices by the tokens of each owner beyond those expected of their classes, over an expert's standard deviation.
 
-    Scaled by 1 / sqrt(2 ln 2 p (1 - p)), so that a product over tokens squared is in bits. Tokens alone in their class deviate
+    Divided by sqrt(2 ln 2 p (1 - p)), so that a product over tokens squared is in bits. Tokens alone in their class deviate
     from nothing and are left out.
 
     Args:

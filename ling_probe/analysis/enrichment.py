@@ -1,4 +1,4 @@
-"""Which tokens and which kinds of step each expert is chosen for, by pointwise mutual information measured on held-out sequences.
+"""Which tokens and kinds of step each expert is chosen for, by pointwise mutual information on held-out sequences.
 
 PMI = log2 p(x, e) / (p(x) p(e)): how often tokens of a kind choose an expert, over how often all do. The best of thousands of
 ids is far above 0 on noise alone, so for each layer and expert:
@@ -10,7 +10,6 @@ ids is far above 0 on noise alone, so for each layer and expert:
 A label's PMI is raw: its words are part of it (see `label_specialisation` and `routing_information`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +31,12 @@ LEAST_EXPECTED = 5.0
 def enrichment(run: Run, *, top: int = 5, least: int = 20, most: int = MOST, blocks: int = 20, seed: int = 0) -> pd.DataFrame:
     """The token ids and step labels that each expert is chosen for, found on one half of the sequences, measured on the other.
 
-    One row a layer, expert and `kind` ("token", "label") and `name`, `top` of each kind. On the held-out half: `count` tokens of
-    the name that chose the expert and `expected` from its load; `pmi` in bits, half a token added to both; `ci_low` and `ci_high`
-    its 95 % interval and `p`, from a jackknife over blocks of sequences; `q` corrected over all tested rows
-    (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. `pmi_found` on the half that chose is too
-    high; `best_of_noise` is what the expert's best would read there if names were dealt at random (mean over experts).
+    One row a layer, expert and `kind` ("token", "label") and `name`, `top` of each kind. On the held-out half: `count` tokens
+    of the name that chose the expert and `expected` from its load; `pmi` in bits, half a token added to both; `ci_low` and
+    `ci_high` its 95 % interval and `p`, from a jackknife over blocks of sequences; `q` corrected over all tested rows
+    (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. Pairs expected fewer than 5 times have
+    no interval and no p. `pmi_found` on the half that chose is too high; `best_of_noise` is what the expert's best would read
+    there if names were dealt at random (mean over experts).
 
     Args:
         run: Any run.
@@ -172,17 +172,13 @@ def _named(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=names)
 
 
-def _words(run: Run, ids: Sequence[int]) -> dict[int, str]:
+def _words(run: Run, ids: np.ndarray) -> dict[int, str]:
     """Text of token ids, as it first stands in the run."""
-    wanted, words = set(map(int, ids)), {}
+    words: dict[int, str] = {}
     for batch in run.batches(layers=[], columns=["token"]):
         seen, rows = np.unique(batch.token_id, return_index=True)
-        words |= {
-            int(each): str(batch.extra["token"][row])
-            for each, row in zip(seen, rows, strict=True)
-            if each in wanted - words.keys()
-        }
-        if len(words) == len(wanted):
+        words = dict(zip(seen.tolist(), batch.extra["token"][rows], strict=True)) | words
+        if np.isin(ids, list(words)).all():
             break
     return words
 
@@ -190,7 +186,10 @@ def _words(run: Run, ids: Sequence[int]) -> dict[int, str]:
 def _finding(table: pd.DataFrame) -> Finding:
     tokens, labels = (table[table["kind"] == kind] for kind in ("token", "label"))
     found = tokens[tokens["q"] < DISCOVERY]
-    tested = f"{len(found):,} of {tokens['p'].count():,} (expert, token) pairs found on one half of the sequences hold on the other (q below 0.05)"
+    tested = (
+        f"{len(found):,} of {tokens['p'].count():,} (expert, token) pairs found on one half of the sequences hold on the other "
+        "(q below 0.05)"
+    )
     verdict = judge_cells(tokens, least=LEAST_EFFECT)
     noise = f"the best of as many ids dealt at random reads {fold(table['best_of_noise'].max())} times where it is chosen"
     if found.empty:
@@ -213,8 +212,8 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 def _pair(row: pd.Series) -> str:
     return (
-        f"layer {row['layer']}, expert {row['expert']} for {row['name']!r}, {fold(row['pmi'])} times as often as for all tokens "
-        f"(95 % interval {fold_interval(row)})"
+        f"layer {row['layer']}, expert {row['expert']} for {row['name']!r}, {fold(row['pmi'])} times as often as for all "
+        f"tokens (95 % interval {fold_interval(row)})"
     )
 
 
@@ -223,9 +222,9 @@ ENRICHMENT = Analysis(
     question="Which tokens is each expert chosen for?",
     claim="Some expert is chosen for a token id far more than for others, on held-out problems.",
     method=(
-        "Pointwise mutual information of token id (step label) and expert, names ranked on one half of the sequences and measured "
-        "on the other; p from a jackknife over blocks of sequences, corrected over all rows (Benjamini-Hochberg). Null beside it: "
-        "the best of as many ids dealt at random."
+        "Pointwise mutual information of token id (step label) and expert, names ranked on one half of the sequences and "
+        "measured on the other; p from a jackknife over blocks of sequences, corrected over all rows (Benjamini-Hochberg). "
+        "Null beside it: the best of as many ids dealt at random."
     ),
     order=surest_first,
     finding=_finding,

@@ -10,10 +10,10 @@ For each layer, with whole sequences split into two halves:
 4. information = sum over labels and experts of p(label) d_1 d_2 / (2 ln 2 p_e (1 - p_e)), in bits.
 
 That is the mutual information between a label and each expert's yes-or-no choice to second order, summed over experts: what two
-experts both tell counts twice. Plug-in information is too high, the more so the more experts and labels: noise squared does not
-cancel. Noise of two halves does, so nothing has to be subtracted, whatever is given; a shuffle of labels would not do, for it
-breaks the tie between label and word that is given. Words of one label alone say nothing here: their form and their meaning cannot
-be told apart. The same measure says what token, neighbour, position and sequence tell about the choice.
+experts both tell counts twice, and large amounts, as those of token ids, come out too large. Plug-in information is too high,
+the more so the more experts and labels: noise squared does not cancel. Noise of two halves does, so nothing has to be subtracted,
+whatever is given; the mean over shuffled labels would not do, for shuffling breaks the tie between label and word that is
+given. Words of one label alone say nothing here: their form and their meaning cannot be told apart.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from ling_probe.analysis.deviations import (
     half_weights,
     token_pairs,
 )
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
 from ling_probe.analysis.sample import TokenSample, frequent, label_codes, numbered, said, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -54,9 +54,9 @@ def routing_information(
     """Bits that a token's chosen experts and a label, its id, its place tell about each other, beyond what is given.
 
     One row a layer (none: mean over layers), thing told (`about`: "label", "family", "correct"; and for comparison "token",
-    "previous token", "position", "sequence") and `given` ("nothing", "token", "token and position", "token and the one before").
-    `bits` per token, unbiased, so chance is 0 and noise may fall below it; `ci_low`, `ci_high` its 95 % bootstrap interval over
-    bundles of sequences; `p` one-sided from shuffling labels over whole steps inside each problem, families over sequences and
+    "previous token", "position", "sequence") and `given` ("nothing", "token", "token and position", "token and the one
+    before"). `bits` per token, unbiased, so chance is 0 and noise may fall below it; `ci_low`, `ci_high` its 95 % bootstrap
+    interval over bundles of sequences; `p` one-sided from shuffling labels over whole steps inside each problem, families over sequences and
     correctness over those of one family; `q` corrects over layers (Benjamini-Hochberg, means apart). `compared` is the share of
     tokens with company of another label in what is given: where it is low, few `bits` say little. What a whole problem tells of
     its labels' mix is not counted. `tokens` in `sequences` inside steps, or of completions where a run has no steps.
@@ -252,11 +252,12 @@ def _finding(table: pd.DataFrame) -> Finding:
     name = {"label": "step label", "family": "family", "correct": "answer being right"}[about]
     return Finding(
         sentence=(
-            f"A layer's chosen experts tell {_bits(told.loc[NOTHING])} about the {name}; {_bits(told.loc[TOKEN])} given the token, "
-            f"{_bits(row)} given token and position (p {row['p']:.3g}), {_bits(told.loc[BIGRAM])} given the token and the one before "
-            f"it (p {told.loc[BIGRAM, 'p']:.3g}). The token tells {choice['token']:.2f} bits about the choice, and once it is known "
-            f"the one before {choice['previous token']:.3f}, position {choice['position']:.3f}, the sequence {choice['sequence']:.3f} "
-            f"(mean over layers, {said(table)})."
+            f"A layer's chosen experts tell {_bits(told.loc[NOTHING])} about the {name}; {_bits(told.loc[TOKEN])} given the "
+            f"token, {_bits(row)} given token and position (p {row['p']:.3g}), {_bits(told.loc[BIGRAM])} given the token and "
+            f"the one before it (p {told.loc[BIGRAM, 'p']:.3g}; {percent(told.loc[BIGRAM, 'compared'])} of tokens can be "
+            f"compared). The token tells {choice['token']:.2f} bits about the choice, and once it is known the one before "
+            f"{choice['previous token']:.3f}, position {choice['position']:.3f}, the sequence {choice['sequence']:.3f} (mean "
+            f"over layers, {said(table)})."
         ),
         verdict=judge_above(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=float(row["p"])),
         rung=2 if row["p"] < 0.05 and row["ci_low"] > 0 else 0,
@@ -278,9 +279,9 @@ ROUTING_INFORMATION = Analysis(
     question="Do the chosen experts know more about a step than its tokens and their place?",
     claim="The chosen experts carry information about the label beyond token id and position.",
     method=(
-        "Information between the label and each expert's choice, summed over experts, to second order: chosen minus expected from "
-        "what is given, multiplied between two halves of the sequences so that chance is 0. Null: labels shuffled over whole "
-        "steps inside each problem; intervals from a bootstrap over bundles of sequences."
+        "Information between the label and each expert's choice, summed over experts, to second order: chosen minus expected "
+        "from what is given, multiplied between two halves of the sequences so that chance is 0. Null: labels shuffled over "
+        "whole steps inside each problem; intervals from a bootstrap over bundles of sequences."
     ),
     order=in_order,
     finding=_finding,

@@ -2,8 +2,8 @@
 
 For each layer, pairs of tokens of different sequences:
 
-1. draw tokens at random, and to each a partner of the same id, of the same id after the same token, of the same id after another
-   token, and of another id;
+1. draw tokens at random, and to each a partner of the same id, of the same id after the same token, of the same id after
+   another token, and of another id;
 2. take the Jaccard index of the two sets of chosen experts, |A and B| / |A or B|;
 3. set it beside chance: two sets of K drawn independently with the layer's loads, and the same with even loads.
 
@@ -41,10 +41,11 @@ _SETS = 4000
 def token_overlap(run: Run, *, pairs: int = 5000, most: int = MOST, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How alike two tokens of different sequences are routed, by what they share.
 
-    One row a layer and kind of pair (`pair`): mean Jaccard index (`jaccard`, 0 to 1) with its 95 % bootstrap interval over bundles
-    of sequences (`ci_low`, `ci_high`); `chance` for sets drawn independently with the layer's loads, and `uniform` with even
-    loads; `difference` from pairs of different tokens, on the same first tokens, with its interval (`difference_low`,
-    `difference_high`). `pairs` were found, of `tokens` in `sequences`. Tokens are drawn as often as they occur.
+    One row a layer and kind of pair (`pair`): mean Jaccard index (`jaccard`, 0 to 1) with its 95 % bootstrap interval over
+    bundles of sequences (`ci_low`, `ci_high`); `chance` for sets drawn independently with the layer's loads, and `uniform`
+    with even loads; `difference` from pairs of different tokens, on the same first tokens, with its interval
+    (`difference_low`, `difference_high`). `pairs` were found, of `tokens` in `sequences`. Tokens are drawn as often as they
+    occur.
 
     Args:
         run: Any run.
@@ -196,14 +197,14 @@ def uniform_jaccard(n_experts: int, top_k: int) -> float:
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    same, elsewhere, different = (table[table["pair"] == name].set_index("layer") for name in (SAME, SAME_ELSEWHERE, DIFFERENT))
-    least, most = same["difference"].idxmin(), same["difference"].idxmax()
-    weakest = same.loc[least]
+    same, elsewhere, different = (table[table["pair"] == name].reset_index() for name in (SAME, SAME_ELSEWHERE, DIFFERENT))
+    places = [int(pick(same["difference"])) for pick in (np.argmax, np.argmin)]
+    weakest = same.iloc[places[-1]]
     told = "; ".join(
-        f"in layer {layer} {same.loc[layer, 'jaccard']:.3f} (95 % interval {same.loc[layer, 'ci_low']:.3f} to "
-        f"{same.loc[layer, 'ci_high']:.3f}) for the same token, {elsewhere.loc[layer, 'jaccard']:.3f} when another token stands "
-        f"before it, {different.loc[layer, 'jaccard']:.3f} for different tokens, {same.loc[layer, 'chance']:.3f} by chance"
-        for layer in dict.fromkeys((most, least))
+        f"in layer {same['layer'][place]} {same['jaccard'][place]:.3f} (95 % interval {same['ci_low'][place]:.3f} to "
+        f"{same['ci_high'][place]:.3f}) for the same token, {elsewhere['jaccard'][place]:.3f} when another token stands before "
+        f"it, {different['jaccard'][place]:.3f} for different tokens, {same['chance'][place]:.3f} by chance"
+        for place in places
     )
     return Finding(
         sentence=f"Two tokens of different sequences share experts: mean Jaccard index {told} ({said(table)}).",
@@ -222,8 +223,9 @@ TOKEN_OVERLAP = Analysis(
     question="Is the same token routed alike in different contexts?",
     claim="In every layer two tokens of the same id share more experts than two of different ids.",
     method=(
-        "Mean Jaccard index of the chosen sets over pairs of tokens of different sequences. Null: sets drawn independently with "
-        "the layer's loads, and the hypergeometric law for even loads; intervals from a bootstrap over bundles of sequences."
+        "Mean Jaccard index of the chosen sets over pairs of tokens of different sequences. Null: sets drawn independently "
+        "with the layer's loads, and the hypergeometric law for even loads; intervals from a bootstrap over bundles of "
+        "sequences."
     ),
     order=in_order,
     finding=_finding,

@@ -7,8 +7,8 @@ For each layer, with whole sequences split into two halves, count on one half an
 3. token with the one before, with position, with label: the same, smoothed towards the token;
 4. experts of the token before, or of the layer before: a ridge regression on which they were.
 
-A prediction is a probability for every expert; it is scored in bits (yes or no for each expert, summed, per chosen expert) and by
-recall, the share of the K chosen that are among its K most probable.
+A prediction is a probability for every expert; it is scored in bits (yes or no for each expert, summed, per chosen expert) and
+by recall, the share of the K chosen that are among its K most probable.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ LEAST_EFFECT = 0.02
 """Bits per chosen expert that are worth having."""
 PENALTIES = (10.0, 1e3, 1e5)
 """Of the regressions, to choose from; the last leaves little but the load."""
-_LOAD_PART, _FITTED = 0.05, 20_000
+_LOAD_PART, _FITTED = 0.05, 10_000
 """How much of the load is mixed into a regression, so that no probability is 0, and the tokens it is fitted to."""
 
 
@@ -41,8 +41,8 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
 
     One row a layer and predictor (`known`). `recall` share of the chosen among the K most probable, with its 95 % bootstrap
     interval over sequences (`recall_low`, `recall_high`); `loss` in bits per chosen expert; `saved` bits that it saves over
-    load alone (`saved_low`, `saved_high`), and `beyond_token` over the token (`beyond_low`, `beyond_high`). `tested` tokens were
-    predicted, from counts over `tokens` in `sequences`, each from the half it is not in.
+    load alone (`saved_low`, `saved_high`), and `beyond_token` over the token (`beyond_low`, `beyond_high`). `tested` tokens
+    were predicted, from counts over `tokens` in `sequences`, each from the half it is not in.
 
     Args:
         run: Any run.
@@ -201,19 +201,19 @@ def _layer_table(
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    mean = table.groupby("known", sort=False)[["recall", "saved"]].mean().sort_values("saved", ascending=False)
+    mean = table.groupby("known", sort=False)[["recall", "saved"]].mean().sort_values("saved", ascending=False).reset_index()
+    means = {str(row["known"]): row for row in mean.to_dict("records")}
     listed = ", ".join(
-        f"{known} {row['saved']:.2f} ({percent(row['recall'])})" for known, row in mean.iterrows() if known != LOAD
+        f"{known} {row['saved']:.2f} ({percent(row['recall'])})" for known, row in means.items() if known != LOAD
     )
-    context = table[table["known"] == BIGRAM]
-    weakest = context.loc[context["beyond_token"].idxmin()]
-    labels = table[table["known"] == TOKEN_LABEL]
+    context, labels = (table[table["known"] == known] for known in (BIGRAM, TOKEN_LABEL))
+    weakest = context.iloc[int(np.argmin(context["beyond_token"]))]
     label = f"; the step label adds {labels['beyond_token'].mean():+.3f} to the token, mean over layers" if len(labels) else ""
     return Finding(
         sentence=(
-            f"Bits saved per chosen expert over load, and recall (load {percent(mean.loc[LOAD, 'recall'])}), mean over layers: {listed}. "
-            f"The token before adds least to the token in layer {weakest['layer']}: {weakest['beyond_token']:.3f} bits (95 % interval "
-            f"{weakest['beyond_low']:.3f} to {weakest['beyond_high']:.3f}){label} ({said(table)})."
+            f"Bits saved per chosen expert over load, and recall (load {percent(means[LOAD]['recall'])}), mean over layers: "
+            f"{listed}. The token before adds least to the token in layer {weakest['layer']}: {weakest['beyond_token']:.3f} "
+            f"bits (95 % interval {weakest['beyond_low']:.3f} to {weakest['beyond_high']:.3f}){label} ({said(table)})."
         ),
         verdict=judge_above(weakest["beyond_low"], weakest["beyond_high"], least=LEAST_EFFECT),
         rung=4 if weakest["beyond_low"] > 0 else 0,
@@ -221,7 +221,7 @@ def _finding(table: pd.DataFrame) -> Finding:
         unit="bits per chosen expert beyond the token, weakest layer",
         ci_low=float(weakest["beyond_low"]),
         ci_high=float(weakest["beyond_high"]),
-        token_effect=float(mean.loc[TOKEN, "saved"]),
+        token_effect=float(means[TOKEN]["saved"]),
     )
 
 
@@ -230,9 +230,9 @@ ROUTING_PREDICTION = Analysis(
     question="What predicts which experts are chosen?",
     claim="In every layer the token before predicts the choice beyond the token itself.",
     method=(
-        "Probability of each expert from smoothed counts (for sets of experts a ridge regression) on one half of the sequences, "
-        "scored on tokens of the other in bits and recall. Null: load alone, and token alone; intervals from a bootstrap over "
-        "sequences."
+        "Probability of each expert from smoothed counts (for sets of experts a ridge regression) on one half of the "
+        "sequences, scored on tokens of the other in bits and recall. Null: load alone, and token alone; intervals from a "
+        "bootstrap over sequences."
     ),
     order=in_order,
     finding=_finding,

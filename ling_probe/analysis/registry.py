@@ -6,9 +6,15 @@ import pandas as pd
 
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
+from ling_probe.analysis.decoding import LABEL_DECODING
+from ling_probe.analysis.enrichment import ENRICHMENT
+from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
+from ling_probe.analysis.overlap import TOKEN_OVERLAP
+from ling_probe.analysis.prediction import ROUTING_PREDICTION
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.vocabulary import VOCABULARY_SPECIALISATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -17,6 +23,12 @@ ANALYSES: dict[str, Analysis] = {
     for each in (
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
+        ROUTING_INFORMATION,
+        LABEL_DECODING,
+        ROUTING_PREDICTION,
+        VOCABULARY_SPECIALISATION,
+        TOKEN_OVERLAP,
+        ENRICHMENT,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COACTIVATION,

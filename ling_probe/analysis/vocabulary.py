@@ -105,12 +105,12 @@ def _interval(
 
 def _finding(table: pd.DataFrame) -> Finding:
     given, following = (table[table["of"] == of].set_index("layer") for of in ("input", "next"))
-    least = given.loc[(given["share"] - given["chance"]).idxmin()]
+    least = given.iloc[int(np.argmin(given["share"] - given["chance"]))]
     first, last = given.index[0], given.index[-1]
     return Finding(
         sentence=(
-            f"An id's favourite expert takes {_interval_of(given.loc[first])} of its tokens on held-out sequences in layer {first} "
-            f"and {_interval_of(given.loc[last])} in layer {last}; for the token that follows it is "
+            f"An id's favourite expert takes {_interval_of(given.loc[first])} of its tokens on held-out sequences in layer "
+            f"{first} and {_interval_of(given.loc[last])} in layer {last}; for the token that follows it is "
             f"{percent(following.loc[first, 'share'])} and {percent(following.loc[last, 'share'])}. Chance is at most "
             f"{percent(table['chance'].max())}; the layer least above it is {least.name} ({percent(least['share'])}); "
             f"{int(least['ids']):,} ids, {said(table)}."

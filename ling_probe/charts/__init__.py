@@ -14,12 +14,26 @@ from ling_probe.charts.balance import balance_lines, load_heatmap
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
+from ling_probe.charts.tokens import (
+    decoding_bars,
+    enrichment_dots,
+    information_lines,
+    overlap_lines,
+    prediction_lines,
+    vocabulary_lines,
+)
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
 
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
+    "routing_information": lambda table, _: [information_lines(table)],
+    "label_decoding": lambda table, _: [decoding_bars(table)],
+    "routing_prediction": lambda table, _: [prediction_lines(table)],
+    "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
+    "token_overlap": lambda table, _: [overlap_lines(table)],
+    "enrichment": lambda table, _: [enrichment_dots(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
@@ -35,10 +49,16 @@ __all__ = [
     "balance_lines",
     "cluster_map",
     "coactivation_heatmap",
+    "decoding_bars",
+    "enrichment_dots",
     "escape",
+    "information_lines",
     "load_heatmap",
+    "overlap_lines",
+    "prediction_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
     "training_curves",
+    "vocabulary_lines",
 ]
