@@ -10,10 +10,12 @@ For each layer, with whole sequences split into two halves:
 4. information = sum over labels and experts of p(label) d_1 d_2 / (2 ln 2 p_e (1 - p_e)), in bits.
 
 That is the mutual information between a label and each expert's yes-or-no choice to second order, summed over experts: what two
-experts both tell counts twice, and large amounts, as those of token ids, come out too large. Plug-in information is too high,
-the more so the more experts and labels: noise squared does not cancel. Noise of two halves does, so nothing has to be subtracted,
-whatever is given; the mean over shuffled labels would not do, for shuffling breaks the tie between label and word that is
-given. Words of one label alone say nothing here: their form and their meaning cannot be told apart.
+experts both tell counts twice, and large amounts, as those of token ids, come out too large.
+
+Plug-in information is too high, the more so the more experts and labels: noise squared does not cancel. The noise of two halves
+does, so nothing has to be subtracted, whatever is given. The mean over shuffled labels would not do, for shuffling breaks the
+tie between label and word that is given. Words of one label alone say nothing here: their form and their meaning cannot be told
+apart.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,10 +58,11 @@ def routing_information(
     One row a layer (none: mean over layers), thing told (`about`: "label", "family", "correct"; and for comparison "token",
     "previous token", "position", "sequence") and `given` ("nothing", "token", "token and position", "token and the one
     before"). `bits` per token, unbiased, so chance is 0 and noise may fall below it; `ci_low`, `ci_high` its 95 % bootstrap
-    interval over bundles of sequences; `p` one-sided from shuffling labels over whole steps inside each problem, families over sequences and
-    correctness over those of one family; `q` corrects over layers (Benjamini-Hochberg, means apart). `compared` is the share of
-    tokens with company of another label in what is given: where it is low, few `bits` say little. What a whole problem tells of
-    its labels' mix is not counted. `tokens` in `sequences` inside steps, or of completions where a run has no steps.
+    interval over bundles of sequences; `p` one-sided from shuffling labels over whole steps inside each problem, families over
+    sequences and correctness over those of one family; `q` corrects over layers (Benjamini-Hochberg, means apart). `compared`
+    is the share of tokens with company of another label in what is given: where it is low, few `bits` say little. What a whole
+    problem tells of its labels' mix is not counted. `tokens` in `sequences` inside steps, or of completions where a run has no
+    steps.
 
     Args:
         run: A run with step labels, several families, or right and wrong answers.
