@@ -46,7 +46,7 @@ def test_deviations_are_those_of_counting_one_by_one(make_run):
 def test_a_label_that_follows_the_words_is_known_until_they_are_given(tmp_path):
     """Raw information is large, and nothing of it is left: confounds first."""
     told = mean_of(tmp_path / "run", effects=Effects(token=1.5, confounded=True))
-    assert told.loc["nothing", "bits"] > 0.3
+    assert told.loc["nothing", "bits"] > 0.15
     assert told.loc["nothing", "p"] == 0.01
     for given in ("token", "token and position", "token and the one before"):
         assert abs(told.loc[given, "bits"]) < 0.01
@@ -88,7 +88,7 @@ def binary_information(label, chose) -> float:
 def test_tokens_of_a_step_that_route_alike_leave_no_bias(tmp_path):
     """Plug-in information is too high, and Miller and Madow's correction, made for independent tokens, takes too little."""
     plug_in, corrected, halves = [], [], []
-    for seed in range(20):
+    for seed in range(12):
         run = synthetic_run(tmp_path / str(seed), 60, seed=seed, labels=TALK, effects=Effects(step=1.0))
         halves.append(means(routing_information(run, permutations=1, draws=10)).loc["nothing", "bits"])
         sample = sample_tokens(run)
@@ -98,19 +98,19 @@ def test_tokens_of_a_step_that_route_alike_leave_no_bias(tmp_path):
                  (sample.expert_ids[:, place] for place in range(3))]  # fmt: skip
         plug_in.append(np.mean(layer))
         corrected.append(np.mean(layer) - 16 * 3 / (2 * np.log(2) * sample.n_tokens))
-    assert scipy_stats.ttest_1samp(plug_in, 0).statistic > 10
-    assert scipy_stats.ttest_1samp(corrected, 0).statistic > 10
+    assert scipy_stats.ttest_1samp(plug_in, 0).statistic > 8
+    assert scipy_stats.ttest_1samp(corrected, 0).statistic > 8
     assert abs(scipy_stats.ttest_1samp(halves, 0).statistic) < 3
 
 
 def test_p_is_even_without_an_effect(tmp_path):
     found = []
-    for seed in range(40):
-        told = mean_of(tmp_path / str(seed), 40, seed=seed, effects=Effects(token=1.0, step=0.7, sequence=0.5))
+    for seed in range(30):
+        told = mean_of(tmp_path / str(seed), 30, seed=seed, effects=Effects(token=1.0, step=0.7, sequence=0.5))
         found.append(told.loc[["nothing", "token"], "p"].to_numpy())
     for p in np.transpose(found):
         assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
-        assert (p <= 0.05).sum() <= 6
+        assert (p <= 0.05).sum() <= 5
 
 
 def test_tokens_sequences_and_families_are_told(tmp_path):

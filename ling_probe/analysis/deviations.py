@@ -80,13 +80,13 @@ class Labelling:
     def pairs(self, values: Float64[np.ndarray, "U E"]) -> Float64[np.ndarray, "B B"]:
         """Bits that each bundle of one half and each of the other agree on; they add up to the information."""
         codes, n_bundles = self.codes[0], int(self.bundle.max()) + 1
-        weights = half_weights(codes, self.length, self.half, self.n_codes)
+        sides = [
+            indicator(np.where(mine, self.bundle * self.n_codes + codes, -1), n_bundles * self.n_codes) @ values
+            for mine in (self.half, ~self.half)
+        ]
         one, other = (
-            (
-                indicator(np.where(mine, self.bundle * self.n_codes + codes, -1), n_bundles * self.n_codes)
-                @ (values * weight[codes][:, None])
-            ).reshape(n_bundles, -1)
-            for weight, mine in zip(weights, (self.half, ~self.half), strict=True)
+            (effects @ side.reshape(n_bundles, self.n_codes, -1)).reshape(n_bundles, -1)
+            for effects, side in zip(self._effects(codes), sides, strict=True)
         )
         return one @ other.T
 
@@ -99,12 +99,34 @@ class Labelling:
 
     @cached_property
     def _sides(self) -> Sequence[Float32[np.ndarray, "PC H"]]:
-        weights = np.stack([half_weights(each, self.length, self.half, self.n_codes) for each in self.codes])
-        labels = np.arange(self.n_codes)[None, :, None]
+        effects = np.stack([self._effects(each) for each in self.codes]).astype(np.float32)
         return [
-            ((self.codes[:, None, mine] == labels) * weights[:, side, :, None]).astype(np.float32).reshape(-1, int(mine.sum()))
+            np.stack([per[side][:, each[mine]] for per, each in zip(effects, self.codes, strict=True)]).reshape(
+                -1, int(mine.sum())
+            )
             for side, mine in enumerate((self.half, ~self.half))
         ]
+
+    def _effects(self, codes: Integer[np.ndarray, " U"]) -> Float64[np.ndarray, "2 C C"]:
+        """What makes effects of labels out of their summed deviations in each half, times the root of the label's share.
+
+        Least squares of labels beside the centres: without it an effect would shrink with the part that a unit has in its
+        centre. What varies between centres alone (labels of two families) has no effect.
+        """
+        shares = half_weights(codes, self.length, self.half, self.n_codes)
+        solved = []
+        for mine, root in zip((self.half, ~self.half), shares, strict=True):
+            tokens = np.zeros((int(self.centre.max()) + 1, self.n_codes))
+            np.add.at(tokens, (self.centre[mine], codes[mine]), self.length[mine])
+            tokens = tokens[tokens.any(axis=1)]
+            per_label = np.maximum(tokens.sum(axis=0), 1e-9)
+            within = np.diag(per_label) - tokens.T @ (tokens / tokens.sum(axis=1, keepdims=True))
+            scale = 1 / np.sqrt(per_label)
+            # Roots of shares over tokens, as for a single centre, and then the labels' overlap within centres.
+            solved.append(
+                (root * per_label * scale)[:, None] * np.linalg.pinv(within * scale[:, None] * scale, 0.01, True) * scale
+            )
+        return np.stack(solved)
 
 
 def token_pairs(

@@ -6,7 +6,7 @@ For each layer, with whole sequences split into two halves:
    before), and keep chosen minus expected, r;
 2. sum r over each whole step; for step labels take out what the problem as a whole does, in proportion to the length of its
    steps; for correctness what its family does;
-3. sum over the steps of each label, in each half by itself: a rate deviation d = r / tokens;
+3. in each half by itself, find what each label adds to the rate of each expert, d, by least squares on what is left;
 4. information = sum over labels and experts of p(label) d_1 d_2 / (2 ln 2 p_e (1 - p_e)), in bits.
 
 That is the mutual information between a label and each expert's yes-or-no choice to second order, summed over experts: what two
