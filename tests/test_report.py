@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
-from ling_probe import report
+from ling_probe import charts, report
 from ling_probe.analysis import ANALYSES, label_specialisation, specialisation
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
@@ -65,7 +65,7 @@ def test_the_page_needs_no_network_and_can_be_mailed(page):
     own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!tables/|#q-)""", own)
     assert "default-src 'none'" in own
-    assert page.count("Plotly.newPlot(") == 8 + page.split("</head>")[0].count("Plotly.newPlot(")
+    assert page.count("Plotly.newPlot(") == len(charts.FIGURES) + 2 + page.split("</head>")[0].count("Plotly.newPlot(")
     assert len(page.encode()) < 6_000_000
     assert '"showSendToCloud": false' in own
 
@@ -162,7 +162,7 @@ def test_a_run_without_steps_answers_what_it_can(make_run, tmp_path):
     plain = make_run(labels={"text": ("other",)}, n_steps=(0, 0))
     write_report(plain, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert text.count("Not applicable: no step labels in this run.") == 3
+    assert text.count("Not applicable: no step labels in this run.") == 4
     assert "Not applicable: one family only in this run" in text
     assert not (tmp_path / "report" / "tables" / "label_specialisation.csv").exists()
     assert (tmp_path / "report" / "tables" / "expert_load.csv").exists()

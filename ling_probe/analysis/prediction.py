@@ -208,12 +208,16 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
     context, labels = (table[table["known"] == known] for known in (BIGRAM, TOKEN_LABEL))
     weakest = context.iloc[int(np.argmin(context["beyond_token"]))]
-    label = f"; the step label adds {labels['beyond_token'].mean():+.3f} to the token, mean over layers" if len(labels) else ""
     return Finding(
         sentence=(
             f"Bits saved per chosen expert over load, and recall (load {percent(means[LOAD]['recall'])}), mean over layers: "
-            f"{listed}. The token before adds least to the token in layer {weakest['layer']}: {weakest['beyond_token']:.3f} "
-            f"bits (95 % interval {weakest['beyond_low']:.3f} to {weakest['beyond_high']:.3f}){label} ({said(table)})."
+            f"{listed}. To the token, the token before adds least in {_beyond(weakest)}"
+            + (
+                f"; the step label most in {_beyond(labels.iloc[int(np.argmax(labels['beyond_token']))])}"
+                if len(labels)
+                else ""
+            )
+            + f" ({said(table)})."
         ),
         verdict=judge_above(weakest["beyond_low"], weakest["beyond_high"], least=LEAST_EFFECT),
         rung=4 if weakest["beyond_low"] > 0 else 0,
@@ -223,6 +227,11 @@ def _finding(table: pd.DataFrame) -> Finding:
         ci_high=float(weakest["beyond_high"]),
         token_effect=float(means[TOKEN]["saved"]),
     )
+
+
+def _beyond(row: pd.Series) -> str:
+    interval = f"95 % interval {row['beyond_low']:+.3f} to {row['beyond_high']:+.3f}"
+    return f"layer {row['layer']}: {row['beyond_token']:+.3f} bits ({interval})"
 
 
 ROUTING_PREDICTION = Analysis(

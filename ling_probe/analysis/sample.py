@@ -80,7 +80,7 @@ class TokenSample:
         """
         kept = group >= 0 if rows is None else rows & (group >= 0)
         cells = group[kept, None].astype(np.int64) * self.n_experts + self.expert_ids[kept, layer]
-        return np.bincount(cells.ravel(), minlength=n_groups * self.n_experts).reshape(n_groups, -1).astype(float)
+        return np.bincount(cells.ravel(), minlength=n_groups * self.n_experts).reshape(n_groups, self.n_experts).astype(float)
 
 
 def sample_tokens(run: Run, *, most: int = MOST, seed: int = 0) -> TokenSample:
