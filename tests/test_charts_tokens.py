@@ -78,7 +78,7 @@ def test_decoding_ends_at_what_there_is_to_gain(tables, run):
 
 def test_load_is_the_chance_of_prediction(tables, run):
     dashed = [trace for trace in figure_of(tables, run, "routing_prediction").data if trace.line.dash == "dash"]
-    assert [trace.name for trace in dashed] == ["load alone (chance)"]
+    assert [trace.name for trace in dashed] == ["chance (load alone)"]
     assert list(dashed[0].y) == tables["routing_prediction"].query("known == 'load'")["recall"].tolist()
 
 

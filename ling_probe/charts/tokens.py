@@ -18,10 +18,10 @@ def vocabulary_lines(table: pd.DataFrame) -> go.Figure:
         for place, (of, rows) in enumerate(table.groupby("of", sort=False))
         for trace in (
             _line(rows, "share", ("ci_low", "ci_high"), names[str(of)], place),
-            _chance(rows, "chance", f"{names[str(of)]}, ids dealt at random (chance)", place),
+            _chance(rows, "chance", f"chance for {names[str(of)]} (ids dealt at random)", place),
         )
     ]
-    return _by_layer(traces, "vocabulary_specialisation", "share of an id's tokens at its favourite expert")
+    return _by_layer(traces, "vocabulary_specialisation", "share at the favourite expert")
 
 
 def overlap_lines(table: pd.DataFrame) -> go.Figure:
@@ -31,8 +31,8 @@ def overlap_lines(table: pd.DataFrame) -> go.Figure:
         for place, (pair, rows) in enumerate(table.groupby("pair", sort=False))
     ]
     rows = table.drop_duplicates("layer")
-    chance = _chance(rows, "chance", "independent routing, same loads (chance)", None)
-    return _by_layer([*traces, chance], "token_overlap", "mean Jaccard index of the chosen experts")
+    chance = _chance(rows, "chance", "chance (independent routing, same loads)", None)
+    return _by_layer([*traces, chance], "token_overlap", "mean Jaccard index")
 
 
 def enrichment_dots(table: pd.DataFrame, *, top: int = 15) -> go.Figure:
@@ -95,12 +95,12 @@ def decoding_bars(table: pd.DataFrame) -> go.Figure:
 def prediction_lines(table: pd.DataFrame) -> go.Figure:
     """Recall of the chosen experts by layer, for everything that is known; load alone is chance."""
     traces = [
-        _chance(rows, "recall", "load alone (chance)", None)
+        _chance(rows, "recall", "chance (load alone)", None)
         if known == "load"
         else _line(rows, "recall", ("recall_low", "recall_high"), str(known), place)
         for place, (known, rows) in enumerate(table.groupby("known", sort=False))
     ]
-    return _by_layer(traces, "routing_prediction", "share of chosen experts among the K most probable")
+    return _by_layer(traces, "routing_prediction", "recall of the chosen experts")
 
 
 def _line(rows: pd.DataFrame, value: str, bounds: tuple[str, str], name: str, place: int) -> go.Scatter:
@@ -139,5 +139,7 @@ def _reach(rows: pd.DataFrame, value: str, bounds: tuple[str, str]) -> dict[str,
 
 
 def _by_layer(traces: Sequence[go.Scatter], analysis: str, y: str) -> go.Figure:
-    figure = figure_of(traces, ANALYSES[analysis].question, x="layer", y=y, height=440)
+    """Lines over layers, named below, for they are many."""
+    figure = figure_of(traces, ANALYSES[analysis].question, x="layer", y=y, height=500)
+    figure.update_layout(legend={"yanchor": "top", "y": -0.22})
     return figure.update_xaxes(type="category").update_yaxes(rangemode="tozero")
