@@ -64,3 +64,9 @@ def test_the_best_of_noise_is_high_where_it_is_found_and_nothing_elsewhere(tmp_p
 def test_too_rare_names_are_refused(run):
     with pytest.raises(UsageError, match="no token id is seen 10000 times in each half"):
         enrichment(run, least=10_000)
+
+
+def test_few_sequences_have_no_p(make_run):
+    table = enrichment(make_run(6, step_tokens=(60, 90)))
+    assert table["p"].isna().all()
+    assert finding("enrichment", table).verdict is Verdict.CANNOT_TELL

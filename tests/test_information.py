@@ -45,12 +45,15 @@ def test_deviations_are_those_of_counting_one_by_one(make_run):
 
 def test_a_label_that_follows_the_words_is_known_until_they_are_given(tmp_path):
     """Raw information is large, and nothing of it is left: confounds first."""
-    told = mean_of(tmp_path / "run", effects=Effects(token=1.5, confounded=True))
+    run = synthetic_run(tmp_path / "run", 80, labels=TALK, effects=Effects(token=1.5, confounded=True))
+    table = routing_information(run, permutations=99)
+    told = means(table)
     assert told.loc["nothing", "bits"] > 0.15
     assert told.loc["nothing", "p"] == 0.01
     for given in ("token", "token and position", "token and the one before"):
         assert abs(told.loc[given, "bits"]) < 0.01
         assert told.loc[given, "compared"] < 0.01
+    assert finding("routing_information", table).verdict is Verdict.CANNOT_TELL, "words and labels cannot be told apart"
 
 
 def test_a_label_that_routing_follows_is_known_whatever_is_given(tmp_path):
@@ -139,3 +142,18 @@ def test_weights_of_halves_by_hand():
     weights = half_weights(group, np.array([2.0, 6.0, 1.0, 1.0, 5.0]), half, 3)
     share = np.sqrt(np.array([8, 2, 0]) / 15)
     np.testing.assert_allclose(weights, [share / [2, 1, 5], share / [6, 1, 1]])
+
+
+def test_a_run_in_which_words_say_all_and_labels_nothing_is_not_supported(make_run):
+    table = routing_information(make_run(300, labels=TALK, effects=Effects(token=1.5)), permutations=99)
+    found = finding("routing_information", table)
+    assert found.verdict is Verdict.NOT_SUPPORTED
+    assert found.ci_low < 0 < found.ci_high < 0.01
+
+
+def test_few_sequences_cannot_tell(make_run):
+    table = routing_information(make_run(12), permutations=19)
+    assert table["ci_low"].isna().sum() >= 64 - 8
+    found = finding("routing_information", table)
+    assert found.verdict is Verdict.CANNOT_TELL
+    assert "too few sequences for an interval" in found.sentence

@@ -54,7 +54,21 @@ def test_the_token_predicts_where_routing_follows_it(table):
     assert told.loc[LOAD, "saved"] == 0
     assert told.loc["position", "saved"] < 0.02
     assert abs(told.loc[BIGRAM, "beyond_token"]) < 0.05
-    assert finding("routing_prediction", table).verdict is not Verdict.SUPPORTED
+    found = finding("routing_prediction", table)
+    assert found.verdict is Verdict.CANNOT_TELL, "most pairs are new"
+    assert f"{100 * table[table['known'] == BIGRAM]['seen'].iloc[0]:.2f} % pairs seen" in found.sentence
+
+
+def test_what_was_seen_is_counted(following, table):
+    sample = sample_tokens(following)
+    first = two_halves(sample.sequence)
+    pairs = list(zip(sample.token_id, sample.previous_id, strict=True))
+    there = [{pair for pair, half in zip(pairs, first, strict=True) if half == side} for side in (True, False)]
+    rng = np.random.default_rng(0)
+    splits = [prediction._split(sample, ~half, half, 2000, rng) for half in (first, ~first)]
+    share = [np.mean([pairs[row] in there[1 - side] for row in split.test]) for side, split in enumerate(splits)]
+    assert table[table["known"] == BIGRAM]["seen"].tolist() == pytest.approx([np.mean(share)] * 3)
+    assert (table[table["known"] == LOAD]["seen"] == 1).all()
 
 
 def test_the_label_adds_in_the_layer_where_it_is_planted(tmp_path):

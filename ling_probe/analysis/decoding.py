@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from ling_probe import stats
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
-from ling_probe.analysis.sample import TokenSample, label_codes, numbered, sample_tokens
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_held_out, percent
+from ling_probe.analysis.sample import TokenSample, interval_text, label_codes, numbered, resampled_interval, sample_tokens
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -38,6 +38,8 @@ POSITION, TOKENS, ROUTING, TEXT, ALL = DESCRIPTIONS = (
 )
 LEAST_EFFECT = 0.05
 """Bits per step that are worth having."""
+LEAST_PROBLEMS = 50
+"""With fewer to learn from, that routing adds nothing says nothing."""
 STRENGTHS = (0.1, 3.0, 100.0)
 """Inverse regularisation strengths to choose from."""
 _FOLDS, _COMPONENTS, _TOKENS = 5, 128, 100_000
@@ -165,7 +167,8 @@ def _inside(unit: Integer[np.ndarray, " N"]) -> np.ndarray:
 def _bag(unit: Integer[np.ndarray, " N"], words: Integer[np.ndarray, " N"]) -> sparse.csr_array:
     """Steps by words, how often; the words of enough steps alone."""
     bag = sparse.csr_array((np.ones(len(unit)), (unit, words)), shape=(int(unit.max()) + 1, int(words.max()) + 1))
-    return bag[:, (bag > 0).sum(axis=0) >= _LEAST_STEPS]
+    kept = bag[:, (bag > 0).sum(axis=0) >= _LEAST_STEPS]
+    return kept if kept.shape[1] else sparse.csr_array((kept.shape[0], 1))
 
 
 def _deciles(values: np.ndarray) -> sparse.csr_array:
@@ -264,7 +267,11 @@ def _table(
             ("accuracy", "accuracy"): _balanced(world, codes, hits[name], every),
             ("gain", "gain"): _mean(world, text - losses[name], every),
         }
-        told = {column: value for names, values in numbers.items() for column, value in _with_interval(*names, values).items()}
+        told = {
+            column: value
+            for names, values in numbers.items()
+            for column, value in _with_interval(*names, values, weights.shape[1]).items()
+        }
         rows.append({"features": name, **told})
     n_classes = int(codes.max()) + 1
     return pd.DataFrame(rows).assign(entropy=float(majority.mean()), chance=1 / n_classes, classes=n_classes)
@@ -286,8 +293,8 @@ def _balanced(
     return np.nanmean(recall, axis=1)
 
 
-def _with_interval(name: str, stem: str, values: Float64[np.ndarray, " B"]) -> dict[str, float]:
-    low, high = stats.percentile_interval(values[1:])
+def _with_interval(name: str, stem: str, values: Float64[np.ndarray, " B"], n_units: int) -> dict[str, float]:
+    low, high = resampled_interval(values[1:], n_units)
     return {name: float(values[0]), f"{stem}_low": float(low), f"{stem}_high": float(high)}
 
 
@@ -301,12 +308,15 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"Of the {row['entropy']:.2f} bits of a step's {about}, held-out problems yield {told.loc[ROUTING, 'bits']:.2f} to "
             f"routing, {told.loc[TOKENS, 'bits']:.2f} to tokens, {told.loc[POSITION, 'bits']:.2f} to position, "
             f"{told.loc[TEXT, 'bits']:.2f} to tokens and position, {row['bits']:.2f} to all. Words and place leave "
-            f"{row['entropy'] - text['bits']:.2f} bits to gain; routing adds {row['gain']:+.3f} (95 % interval "
-            f"{row['gain_low']:+.3f} to {row['gain_high']:+.3f}). Balanced accuracy {percent(told.loc[ROUTING, 'accuracy'])} "
-            f"by routing, {percent(text['accuracy'])} by text, {percent(row['accuracy'])} by all, {percent(row['chance'])} by "
-            f"chance ({int(row['steps']):,} steps of {int(row['sequences']):,} problems)."
+            f"{row['entropy'] - text['bits']:.2f} bits to gain; routing adds {row['gain']:+.3f} "
+            f"({interval_text(row['gain_low'], row['gain_high'], '+.3f')}). Balanced accuracy "
+            f"{percent(told.loc[ROUTING, 'accuracy'])} by routing, {percent(text['accuracy'])} by text, "
+            f"{percent(row['accuracy'])} by all, {percent(row['chance'])} by chance ({int(row['steps']):,} steps of "
+            f"{int(row['sequences']):,} problems)."
         ),
-        verdict=judge_above(row["gain_low"], row["gain_high"], least=LEAST_EFFECT),
+        verdict=judge_held_out(
+            row["gain_low"], row["gain_high"], least=LEAST_EFFECT, enough=row["sequences"] >= LEAST_PROBLEMS
+        ),
         rung=4 if row["gain_low"] > 0 else 0,
         effect=float(row["gain"]),
         unit="bits per step beyond tokens and position",

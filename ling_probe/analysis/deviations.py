@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Integer
 from scipy import sparse
 
 from ling_probe import stats
-from ling_probe.analysis.sample import TokenSample, indicator, numbered
+from ling_probe.analysis.sample import TokenSample, indicator, numbered, resampled_interval
 
 
 def deviations(
@@ -155,15 +155,17 @@ def bundle_interval(
 ) -> tuple[Float64[np.ndarray, " L"], Float64[np.ndarray, " L"]]:
     """Interval of the sum over pairs of bundles, for each layer and then for the mean over layers."""
     one, other = (stats.bootstrap_weights(pairs.shape[1], draws=draws, seed=seed + side) for side in (0, 1))
-    return _with_mean(np.stack([((one @ each) * other).sum(axis=1) for each in pairs]))
+    return _with_mean(np.stack([((one @ each) * other).sum(axis=1) for each in pairs]), pairs.shape[1])
 
 
 def diagonal_interval(
     values: Float64[np.ndarray, "M B"], *, draws: int, seed: int
 ) -> tuple[Float64[np.ndarray, " L"], Float64[np.ndarray, " L"]]:
     """As `bundle_interval`, where every bundle stands in both halves and agrees with itself alone."""
-    return _with_mean(values @ stats.bootstrap_weights(values.shape[1], draws=draws, seed=seed).T)
+    return _with_mean(values @ stats.bootstrap_weights(values.shape[1], draws=draws, seed=seed).T, values.shape[1])
 
 
-def _with_mean(replicates: Float64[np.ndarray, "M D"]) -> tuple[Float64[np.ndarray, " L"], Float64[np.ndarray, " L"]]:
-    return stats.percentile_interval(np.concatenate([replicates, replicates.mean(axis=0, keepdims=True)]).T)
+def _with_mean(
+    replicates: Float64[np.ndarray, "M D"], n_units: int
+) -> tuple[Float64[np.ndarray, " L"], Float64[np.ndarray, " L"]]:
+    return resampled_interval(np.concatenate([replicates, replicates.mean(axis=0, keepdims=True)]).T, n_units)

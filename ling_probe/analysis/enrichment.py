@@ -18,7 +18,17 @@ from jaxtyping import Bool, Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
-from ling_probe.analysis.sample import MOST, TokenSample, frequent, label_codes, said, sample_tokens, two_halves
+from ling_probe.analysis.sample import (
+    LEAST_UNITS,
+    MOST,
+    TokenSample,
+    frequent,
+    label_codes,
+    numbered,
+    said,
+    sample_tokens,
+    two_halves,
+)
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -34,9 +44,9 @@ def enrichment(run: Run, *, top: int = 5, least: int = 20, most: int = MOST, blo
     One row a layer, expert and `kind` ("token", "label") and `name`, `top` of each kind. On the held-out half: `count` tokens
     of the name that chose the expert and `expected` from its load; `pmi` in bits, half a token added to both; `ci_low` and
     `ci_high` its 95 % interval and `p`, from a jackknife over blocks of sequences; `q` corrected over all tested rows
-    (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. Pairs expected fewer than 5 times have
-    no interval and no p. `pmi_found` on the half that chose is too high; `best_of_noise` is what the expert's best would read
-    there if names were dealt at random (mean over experts).
+    (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. Pairs expected fewer than 5 times, and
+    those of fewer than 10 held-out sequences, have no interval and no p. `pmi_found` on the half that chose is too high;
+    `best_of_noise` is what the expert's best would read there if names were dealt at random (mean over experts).
 
     Args:
         run: Any run.
@@ -118,8 +128,8 @@ def _held_out(
     sample: TokenSample, place: int, group: Integer[np.ndarray, " N"], half: Bool[np.ndarray, " N"], pairs: _Pairs, blocks: int
 ) -> dict[str, Float64[np.ndarray, " P"]]:
     """Counts of the pairs on a half, and what a jackknife over its blocks makes of them."""
-    _, unit = np.unique(sample.sequence, return_inverse=True)
-    block = stats.sequence_blocks(int(unit.max()) + 1, blocks=blocks)[unit]
+    unit = numbered(np.where(half, sample.sequence, -1)) - 1
+    block = np.where(half, stats.sequence_blocks(int(unit.max()) + 1, blocks=blocks)[unit], -1)
     rows, n_blocks, n_groups = np.flatnonzero(half), int(block.max()) + 1, int(group.max()) + 1
     chosen = np.stack([_pair_counts(sample, place, group, rows[block[rows] == each], pairs) for each in range(n_blocks)])
     load = sample.counts(place, np.where(half, block, -1), n_blocks)[:, pairs.expert]
@@ -135,7 +145,7 @@ def _held_out(
     pmi = stats.log2_ratio(count, expected)
     low, high, _ = stats.jackknife_interval(pmi, stats.log2_ratio(*_seen_and_expected(without)))
     _, _, p = stats.jackknife_interval(count - expected, np.subtract(*_seen_and_expected(without)))
-    tested = expected >= LEAST_EXPECTED
+    tested = (expected >= LEAST_EXPECTED) & (n_blocks >= LEAST_UNITS)
     joint = np.maximum(count, 0.5) / (half.sum() * sample.expert_ids.shape[2])
     untested = {"ci_low": low, "ci_high": high, "p": p}
     return {

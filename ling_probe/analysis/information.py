@@ -35,14 +35,25 @@ from ling_probe.analysis.deviations import (
     half_weights,
     token_pairs,
 )
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
-from ling_probe.analysis.sample import TokenSample, frequent, label_codes, numbered, said, sample_tokens, two_halves
+from ling_probe.analysis.question import Analysis, Finding, Verdict, in_order, judge_above, percent
+from ling_probe.analysis.sample import (
+    TokenSample,
+    frequent,
+    interval_text,
+    label_codes,
+    numbered,
+    said,
+    sample_tokens,
+    two_halves,
+)
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
 NOTHING, TOKEN, POSITION, BIGRAM = GIVEN = ("nothing", "token", "token and position", "token and the one before")
 LEAST_EFFECT = 0.01
 """Bits per token and layer that are worth having."""
+LEAST_COMPARED = 0.2
+"""Share of tokens that can be compared below which nothing found says nothing."""
 POSITION_BINS = 10
 _FREQUENT = 10
 """Tokens that an id needs in each half for its own information to be measured."""
@@ -262,7 +273,7 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"{choice['previous token']:.3f}, position {choice['position']:.3f}, the sequence {choice['sequence']:.3f} (mean "
             f"over layers, {said(table)})."
         ),
-        verdict=judge_above(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=float(row["p"])),
+        verdict=_verdict(row),
         rung=2 if row["p"] < 0.05 and row["ci_low"] > 0 else 0,
         effect=float(row["bits"]),
         unit="bits per token, mean over layers",
@@ -273,8 +284,14 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
 
 
+def _verdict(row: pd.Series) -> Verdict:
+    """Where few tokens can be compared, few bits are no evidence of absence."""
+    verdict = judge_above(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=float(row["p"]))
+    return Verdict.CANNOT_TELL if verdict is Verdict.NOT_SUPPORTED and row["compared"] < LEAST_COMPARED else verdict
+
+
 def _bits(row: pd.Series) -> str:
-    return f"{row['bits']:.3f} bits (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})"
+    return f"{row['bits']:.3f} bits ({interval_text(row['ci_low'], row['ci_high'])})"
 
 
 ROUTING_INFORMATION = Analysis(

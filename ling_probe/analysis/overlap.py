@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 
 from ling_probe import stats
 from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above
-from ling_probe.analysis.sample import MOST, TokenSample, numbered, said, sample_tokens
+from ling_probe.analysis.sample import MOST, TokenSample, interval_text, numbered, resampled_interval, said, sample_tokens
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -135,11 +135,7 @@ def _mean_and_difference(
     totals = np.stack([np.bincount(bundle, weights=each, minlength=weights.shape[1]) for each in values], axis=1)
     count, *sums = totals.sum(axis=0)
     drawn = weights @ totals
-    bounds = (
-        stats.percentile_interval(drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-12))
-        if len(totals) > 1
-        else np.full((2, 2), np.nan)
-    )
+    bounds = resampled_interval(drawn[:, 1:] / np.maximum(drawn[:, :1], 1e-12), len(totals))
     mean, difference = (each / count if count else np.nan for each in sums)
     return {
         "jaccard": mean,
@@ -201,9 +197,10 @@ def _finding(table: pd.DataFrame) -> Finding:
     places = [int(pick(same["difference"])) for pick in (np.argmax, np.argmin)]
     weakest = same.iloc[places[-1]]
     told = "; ".join(
-        f"in layer {same['layer'][place]} {same['jaccard'][place]:.3f} (95 % interval {same['ci_low'][place]:.3f} to "
-        f"{same['ci_high'][place]:.3f}) for the same token, {elsewhere['jaccard'][place]:.3f} when another token stands before "
-        f"it, {different['jaccard'][place]:.3f} for different tokens, {same['chance'][place]:.3f} by chance"
+        f"in layer {same['layer'][place]} {same['jaccard'][place]:.3f} "
+        f"({interval_text(same['ci_low'][place], same['ci_high'][place])}) for the same token, "
+        f"{elsewhere['jaccard'][place]:.3f} when another token stands before it, {different['jaccard'][place]:.3f} for "
+        f"different tokens, {same['chance'][place]:.3f} by chance"
         for place in places
     )
     return Finding(

@@ -20,8 +20,17 @@ from jaxtyping import Bool, Float64, Integer
 from scipy import sparse
 
 from ling_probe import stats
-from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
-from ling_probe.analysis.sample import TokenSample, label_codes, numbered, said, sample_tokens, two_halves
+from ling_probe.analysis.question import Analysis, Finding, in_order, judge_held_out, percent
+from ling_probe.analysis.sample import (
+    TokenSample,
+    interval_text,
+    label_codes,
+    numbered,
+    resampled_interval,
+    said,
+    sample_tokens,
+    two_halves,
+)
 from ling_probe.run import Run
 
 LOAD, TOKEN, BIGRAM, TOKEN_LABEL = "load", "token", "token and the one before", "token and step label"
@@ -32,6 +41,8 @@ LEAST_EFFECT = 0.02
 """Bits per chosen expert that are worth having."""
 PENALTIES = (10.0, 1e3, 1e5)
 """Of the regressions, to choose from; the last leaves little but the load."""
+LEAST_SEEN = 0.5
+"""Share of tokens whose class was counted, below which a class that adds nothing says nothing."""
 _LOAD_PART, _FITTED = 0.05, 10_000
 """How much of the load is mixed into a regression, so that no probability is 0, and the tokens it is fitted to."""
 
@@ -41,8 +52,9 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
 
     One row a layer and predictor (`known`). `recall` share of the chosen among the K most probable, with its 95 % bootstrap
     interval over sequences (`recall_low`, `recall_high`); `loss` in bits per chosen expert; `saved` bits that it saves over
-    load alone (`saved_low`, `saved_high`), and `beyond_token` over the token (`beyond_low`, `beyond_high`). `tested` tokens
-    were predicted, from counts over `tokens` in `sequences`, each from the half it is not in.
+    load alone (`saved_low`, `saved_high`), and `beyond_token` over the token (`beyond_low`, `beyond_high`). `seen` is the share
+    of tokens whose class the other half holds (what is not seen is predicted by the coarser). `tested` tokens were predicted,
+    from counts over `tokens` in `sequences`, each from the half it is not in.
 
     Args:
         run: Any run.
@@ -64,6 +76,8 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
         whole = {known: np.concatenate([each[known] for each in scores]) for known in scores[0]}
         tables.append(_layer_table(whole, bundle, weights).assign(layer=layer))
     table = pd.concat(tables, ignore_index=True)
+    seen = {known: _seen(splits, codes) for known, (codes, _) in classes.items()}
+    table["seen"] = table["known"].map(seen).fillna(1.0)
     table.insert(0, "layer", table.pop("layer"))
     return table.assign(tested=len(rows), tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
 
@@ -99,6 +113,11 @@ def _classes(run: Run, sample: TokenSample) -> dict[str, tuple[Integer[np.ndarra
     if (label >= 0).any():
         classes |= {"step label": (numbered(label), LOAD), TOKEN_LABEL: (numbered(token, label), TOKEN)}
     return classes
+
+
+def _seen(splits: list[_Split], codes: Integer[np.ndarray, " N"]) -> float:
+    """Share of tested tokens whose class the counted half holds."""
+    return float(np.mean([np.isin(codes[split.test], codes[split.train]).mean() for split in splits]))
 
 
 def _scores(
@@ -194,7 +213,7 @@ def _layer_table(
         )
         row: dict[str, object] = {"known": known, "loss": loss[0]}
         for name, stem, values in columns:
-            low, high = stats.percentile_interval(values[1:])
+            low, high = resampled_interval(values[1:], weights.shape[1])
             row |= {name: values[0], f"{stem}_low": float(low), f"{stem}_high": float(high)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -211,7 +230,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     return Finding(
         sentence=(
             f"Bits saved per chosen expert over load, and recall (load {percent(means[LOAD]['recall'])}), mean over layers: "
-            f"{listed}. To the token, the token before adds least in {_beyond(weakest)}"
+            f"{listed}. To the token, the token before adds least in {_beyond(weakest)}, of "
+            f"{percent(weakest['seen'])} pairs seen"
             + (
                 f"; the step label most in {_beyond(labels.iloc[int(np.argmax(labels['beyond_token']))])}"
                 if len(labels)
@@ -219,7 +239,9 @@ def _finding(table: pd.DataFrame) -> Finding:
             )
             + f" ({said(table)})."
         ),
-        verdict=judge_above(weakest["beyond_low"], weakest["beyond_high"], least=LEAST_EFFECT),
+        verdict=judge_held_out(
+            weakest["beyond_low"], weakest["beyond_high"], least=LEAST_EFFECT, enough=weakest["seen"] >= LEAST_SEEN
+        ),
         rung=4 if weakest["beyond_low"] > 0 else 0,
         effect=float(weakest["beyond_token"]),
         unit="bits per chosen expert beyond the token, weakest layer",
@@ -230,7 +252,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 
 def _beyond(row: pd.Series) -> str:
-    interval = f"95 % interval {row['beyond_low']:+.3f} to {row['beyond_high']:+.3f}"
+    interval = interval_text(row["beyond_low"], row["beyond_high"], "+.3f")
     return f"layer {row['layer']}: {row['beyond_token']:+.3f} bits ({interval})"
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Integer
 from scipy import sparse
 
+from ling_probe import stats
 from ling_probe.analysis.classified import COMPLETION
 from ling_probe.analysis.counting import require_sequences, segment_mask
 from ling_probe.errors import UsageError
@@ -19,6 +20,8 @@ from ling_probe.run import Run
 
 MOST = 200_000
 """Tokens of a sample, unless said otherwise."""
+LEAST_UNITS = 10
+"""Sequences, or bundles of them, that an interval is resampled from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +176,23 @@ def indicator(group: Integer[np.ndarray, " N"], n_groups: int) -> sparse.csr_arr
     """Groups by rows, 1 where a row is of a group; times values it sums them by group. -1 is of none."""
     rows = np.flatnonzero(group >= 0)
     return sparse.csr_array((np.ones(len(rows)), (group[rows], rows)), shape=(n_groups, len(group)))
+
+
+def resampled_interval(
+    replicates: Float64[np.ndarray, "B *rest"], n_units: int
+) -> tuple[Float64[np.ndarray, "*rest"], Float64[np.ndarray, "*rest"]]:
+    """As `stats.percentile_interval`; NaN where fewer than `LEAST_UNITS` were resampled, for it would be too narrow."""
+    low, high = stats.percentile_interval(replicates)
+    return (low, high) if n_units >= LEAST_UNITS else (np.full_like(low, np.nan), np.full_like(high, np.nan))
+
+
+def interval_text(low: float, high: float, form: str = ".3f") -> str:
+    """An interval in words.
+
+    >>> interval_text(0.1, 0.25, ".0%"), interval_text(float("nan"), float("nan"))
+    ('95 % interval 10% to 25%', 'too few sequences for an interval')
+    """
+    return f"95 % interval {low:{form}} to {high:{form}}" if low == low else "too few sequences for an interval"
 
 
 def said(table: pd.DataFrame) -> str:

@@ -15,7 +15,16 @@ from jaxtyping import Bool, Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.question import Analysis, Finding, in_order, judge_above, percent
-from ling_probe.analysis.sample import MOST, TokenSample, frequent, said, sample_tokens, two_halves
+from ling_probe.analysis.sample import (
+    MOST,
+    TokenSample,
+    frequent,
+    interval_text,
+    resampled_interval,
+    said,
+    sample_tokens,
+    two_halves,
+)
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -99,7 +108,7 @@ def _interval(
     bundle = stats.bundles(int(unit.max()) + 1, seed=seed)[unit]
     totals = np.stack([np.bincount(bundle, weights=weight * hit), np.bincount(bundle, weights=weight)], axis=1)
     drawn = stats.bootstrap_weights(len(totals), draws=draws, seed=seed) @ totals
-    low, high = stats.percentile_interval(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12))
+    low, high = resampled_interval(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12), len(totals))
     return float(low), float(high)
 
 
@@ -126,7 +135,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 
 def _interval_of(row: pd.Series) -> str:
-    return f"{percent(row['share'])} (95 % interval {percent(row['ci_low'])} to {percent(row['ci_high'])})"
+    return f"{percent(row['share'])} ({interval_text(row['ci_low'], row['ci_high'])})"
 
 
 VOCABULARY_SPECIALISATION = Analysis(
