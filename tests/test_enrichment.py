@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from synthetic import Effects, Planted, synthetic_run
 
+from ling_probe import stats
 from ling_probe.analysis import enrichment, finding, surest_first
 from ling_probe.analysis.question import Verdict
 from ling_probe.analysis.sample import sample_tokens, two_halves
@@ -70,3 +71,15 @@ def test_few_sequences_have_no_p(make_run):
     table = enrichment(make_run(6, step_tokens=(60, 90)))
     assert table["p"].isna().all()
     assert finding("enrichment", table).verdict is Verdict.CANNOT_TELL
+
+
+def test_labels_are_corrected_by_themselves(tmp_path):
+    """Routing follows the token and no label: however many tokens are found, no more labels are than chance allows."""
+    run = synthetic_run(tmp_path / "run", 200, effects=Effects(token=2.0))
+    table = enrichment(run)
+    found = table[table["q"] < 0.05].groupby("kind").size()
+    assert found["token"] > 100
+    assert found.get("label", 0) <= 1
+    for kind in ("token", "label"):
+        rows = table[table["kind"] == kind]
+        assert rows["q"].to_numpy() == pytest.approx(stats.benjamini_hochberg(rows["p"].to_numpy()), nan_ok=True)

@@ -190,9 +190,12 @@ def interval_text(low: float, high: float, form: str = ".3f") -> str:
     """An interval in words.
 
     >>> interval_text(0.1, 0.25, ".0%"), interval_text(float("nan"), float("nan"))
-    ('95 % interval 10% to 25%', 'too few sequences for an interval')
+    ('95 % interval 10 % to 25 %', 'too few sequences for an interval')
     """
-    return f"95 % interval {low:{form}} to {high:{form}}" if low == low else "too few sequences for an interval"
+    if np.isnan(low):
+        return "too few sequences for an interval"
+    bounds = f"{low:{form}} to {high:{form}}".replace("%", " %")
+    return f"95 % interval {bounds}"
 
 
 def said(table: pd.DataFrame) -> str:

@@ -135,7 +135,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 
 def _interval_of(row: pd.Series) -> str:
-    return f"{percent(row['share'])} ({interval_text(row['ci_low'], row['ci_high'])})"
+    return f"{percent(row['share'])} ({interval_text(row['ci_low'], row['ci_high'], '.2%')})"
 
 
 VOCABULARY_SPECIALISATION = Analysis(
