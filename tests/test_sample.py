@@ -33,13 +33,9 @@ def test_a_small_run_is_taken_whole_without_its_prompts(make_run):
     ]
     columns = (sample.sequence, sample.position, sample.token_id, sample.previous_id, sample.step, sample.expert_ids.tolist())
     assert list(zip(*columns, strict=True)) == expected
-    following = [
-        token if there and sequence == own else -1
-        for token, there, sequence, own in zip(
-            sample.token_id[1:], sample.follows[1:], sample.sequence[1:], sample.sequence[:-1], strict=True
-        )
-    ]
-    assert sample.next_id.tolist() == [*following, -1]
+    after = {(each[0], each[1] - 1): each[2] for each in expected}
+    assert sample.next_id.tolist() == [after.get((each[0], each[1]), -1) for each in expected]
+    assert sample.follows.tolist() == [(each[0], each[1] - 1) in {other[:2] for other in expected} for each in expected]
 
 
 def test_a_longer_run_is_sampled_by_whole_sequences(make_run):
@@ -58,7 +54,10 @@ def test_prompts_stand_in_for_completions_that_are_not_there(tmp_path):
         trace.segment[:] = SEGMENTS.index("prompt")
     run = Run.create(tmp_path / "run", spec=traces[0].spec, model={}, benchmark={}, options={})
     run.append(traces)
-    assert sample_tokens(run).n_tokens == sum(trace.n_tokens for trace in traces)
+    sample = sample_tokens(run)
+    assert sample.n_tokens == sum(trace.n_tokens for trace in traces)
+    assert (sample.previous_id[sample.position == 0] == -1).all()
+    assert (sample.previous_id[sample.position > 0] >= 0).all()
 
 
 def test_one_sequence_cannot_be_split(make_run):

@@ -20,7 +20,6 @@ from ling_probe import stats
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
 from ling_probe.analysis.sample import (
     LEAST_UNITS,
-    MOST,
     TokenSample,
     frequent,
     label_codes,

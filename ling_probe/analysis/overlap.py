@@ -174,7 +174,6 @@ def draw_sets(inclusion: Float64[np.ndarray, " E"], n: int, rng: np.random.Gener
     """Sets of `inclusion.sum()` experts, one a row."""
     order = np.argsort(rng.random((n, len(inclusion))), axis=1)
     reached = np.cumsum(inclusion[order], axis=1)
-    reached[:, -1] = round(float(inclusion.sum()))
     ticks = np.ceil(reached - rng.random((n, 1)))
     taken = np.diff(ticks, axis=1, prepend=0) > 0
     sets = np.zeros_like(taken)
