@@ -13,9 +13,14 @@ from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.committee import committee
 from ling_probe.analysis.confidence import router_confidence
 from ling_probe.analysis.coverage import coverage
+from ling_probe.analysis.decoding import label_decoding
+from ling_probe.analysis.enrichment import enrichment
 from ling_probe.analysis.expert_reasons import expert_reasons
+from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.load_shift import load_shift
+from ling_probe.analysis.overlap import token_overlap
+from ling_probe.analysis.prediction import routing_prediction
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.repeats import repeat_choice
@@ -36,6 +41,7 @@ from ling_probe.analysis.specialisation import (
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.transition import layer_transition
 from ling_probe.analysis.usage_similarity import usage_similarity
+from ling_probe.analysis.vocabulary import vocabulary_specialisation
 from ling_probe.analysis.weight_concentration import weight_concentration
 
 __all__ = [
@@ -53,6 +59,7 @@ __all__ = [
     "committee",
     "correctness_specialisation",
     "coverage",
+    "enrichment",
     "expert_affinity",
     "expert_clusters",
     "expert_load",
@@ -61,6 +68,7 @@ __all__ = [
     "finding",
     "findings_index",
     "held_out",
+    "label_decoding",
     "label_specialisation",
     "layer_transition",
     "load_balance",
@@ -72,6 +80,8 @@ __all__ = [
     "router_confidence",
     "router_saturation",
     "routing_churn",
+    "routing_information",
+    "routing_prediction",
     "script_main",
     "segment_routing",
     "step_similarity",
@@ -79,7 +89,9 @@ __all__ = [
     "surest_first",
     "surest_picked",
     "token_experts",
+    "token_overlap",
     "token_reasons",
     "usage_similarity",
+    "vocabulary_specialisation",
     "weight_concentration",
 ]

@@ -14,9 +14,14 @@ from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.committee import COMMITTEE
 from ling_probe.analysis.confidence import ROUTER_CONFIDENCE
 from ling_probe.analysis.coverage import COVERAGE
+from ling_probe.analysis.decoding import LABEL_DECODING
+from ling_probe.analysis.enrichment import ENRICHMENT
 from ling_probe.analysis.expert_reasons import EXPERT_REASONS
+from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.load_shift import LOAD_SHIFT
+from ling_probe.analysis.overlap import TOKEN_OVERLAP
+from ling_probe.analysis.prediction import ROUTING_PREDICTION
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.repeats import REPEAT_CHOICE
 from ling_probe.analysis.risk import RISK_DIFFERENCE
@@ -28,6 +33,7 @@ from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
+from ling_probe.analysis.vocabulary import VOCABULARY_SPECIALISATION
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -40,6 +46,12 @@ ANALYSES: dict[str, Analysis] = {
         STEP_SIMILARITY,
         CORRECTNESS_SPECIALISATION,
         RISK_DIFFERENCE,
+        ROUTING_INFORMATION,
+        LABEL_DECODING,
+        ROUTING_PREDICTION,
+        VOCABULARY_SPECIALISATION,
+        TOKEN_OVERLAP,
+        ENRICHMENT,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COVERAGE,

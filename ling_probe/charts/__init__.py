@@ -43,6 +43,14 @@ from ling_probe.charts.specialisation import (
 )
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
+from ling_probe.charts.tokens import (
+    decoding_bars,
+    enrichment_dots,
+    information_lines,
+    overlap_lines,
+    prediction_lines,
+    vocabulary_lines,
+)
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
 
@@ -57,6 +65,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "family_specialisation": lambda table, _: [*_specialisation(table), token_shares(table)],
     "correctness_specialisation": lambda table, _: _specialisation(table),
     "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
+    "routing_information": lambda table, _: [information_lines(table)],
+    "label_decoding": lambda table, _: [decoding_bars(table)],
+    "routing_prediction": lambda table, _: [prediction_lines(table)],
+    "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
+    "token_overlap": lambda table, _: [overlap_lines(table)],
+    "enrichment": lambda table, _: [enrichment_dots(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coverage": lambda table, _: [coverage_curves(table)],
@@ -108,9 +122,14 @@ __all__ = [
     "committee_lines",
     "confidence_figures",
     "coverage_curves",
+    "decoding_bars",
+    "enrichment_dots",
     "escape",
+    "information_lines",
     "load_heatmap",
     "margin_lines",
+    "overlap_lines",
+    "prediction_lines",
     "reason_bars",
     "repeat_lines",
     "replication",
@@ -132,5 +151,6 @@ __all__ = [
     "transition_lines",
     "usage_correlation",
     "usage_overlap",
+    "vocabulary_lines",
     "weight_bars",
 ]
