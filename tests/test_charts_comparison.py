@@ -51,6 +51,9 @@ def test_curves_of_saturation_rise_above_chance(runs):
     assert list(line.x) == [f"{SAFE}@step-4", f"{SAFE}@step-9"]
     assert list(line.y) == rows["agreement"].tolist()
     assert np.array(line.customdata).tolist() == rows[["ci_low", "ci_high"]].to_numpy().tolist()
+    band = next(trace for trace in figure.data if trace.fill == "toself" and trace.legendgroup == "layer 2")
+    assert list(band.y) == [*rows["ci_high"], *rows["ci_low"][::-1]]
+    assert list(band.x) == [*line.x, *line.x[::-1]]
     chance = named(figure, "loads alone (chance)")
     assert [list(trace.y) for trace in chance] == [each["chance"].tolist() for _, each in table.groupby("layer")]
     assert sum(bool(trace.showlegend) for trace in chance) == 1

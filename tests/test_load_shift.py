@@ -72,6 +72,18 @@ def test_a_shift_that_is_there_and_small_does_not_support_the_claim(tmp_path):
     assert abs(finding.effect) < 0.3
 
 
+def test_a_found_shift_that_may_be_large_cannot_be_told(tmp_path):
+    traces = plain_traces(12)
+    table = load_shift(pair(tmp_path, traces, traces), draws=20, flips=99)
+    table.loc[5, ["log2_ratio", "ci_low", "ci_high", "q"]] = 0.5, 0.2, 0.9, 0.01
+    finding = ANALYSES["load_shift"].finding
+    assert finding(table).verdict is Verdict.CANNOT_TELL
+    table.loc[5, "ci_high"] = 0.55
+    assert finding(table).verdict is Verdict.NOT_SUPPORTED
+    table.loc[5, ["ci_low", "ci_high"]] = 0.6, 1.2
+    assert finding(table).verdict is Verdict.SUPPORTED
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_no_shift_is_found_at_the_stated_rate(tmp_path, shared):
     """Tokens, sequences and problems that depend on each other, and two draws of the same router."""
