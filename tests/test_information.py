@@ -172,3 +172,11 @@ def test_labels_are_shuffled_inside_their_problem_and_correctness_inside_its_fam
         assert (codes[1:] != codes[0]).any()
         for each in np.unique(block):
             assert (np.sort(codes[:, block == each], axis=1) == np.sort(codes[0, block == each])).all()
+
+
+def test_each_half_expects_by_itself(tmp_path):
+    """Halves that share what they expect err in opposite directions: information would come out negative."""
+    for seed in range(3):
+        told = mean_of(tmp_path / str(seed), 30, seed=seed, n_steps=(6, 8), effects=Effects(token=1.5, confounded=True))
+        assert told.loc["token", "bits"] > -0.004
+        assert told.loc["token and position", "bits"] > -0.004
