@@ -14,8 +14,8 @@ experts both tell counts twice, and large amounts, as those of token ids, come o
 
 Plug-in information is too high, the more so the more experts and labels: noise squared does not cancel. The noise of two halves
 does, so nothing has to be subtracted, whatever is given. The mean over shuffled labels would not do, for shuffling breaks the
-tie between label and word that is given. Words of one label alone say nothing here, and words that mostly stand in one label say
-less: their form and their meaning cannot be told apart.
+tie between label and word that is given. Words of one label alone say nothing here, and words that mostly stand in one label
+say less: their form and their meaning cannot be told apart.
 """
 
 from collections.abc import Iterator, Sequence
