@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic import Effects, Planted, synthetic_run, synthetic_spec, synthetic_traces
 
-from ling_probe.analysis import finding, information, routing_information
+from ling_probe.analysis import ANALYSES, finding, information, routing_information
 from ling_probe.analysis import sample as samples
 from ling_probe.analysis.deviations import deviations, half_weights
 from ling_probe.analysis.question import Verdict
@@ -68,6 +68,7 @@ def test_a_label_that_routing_follows_is_known_whatever_is_given(tmp_path):
     assert found.effect == told.loc["token and position", "bits"]
     layers = table[(table["about"] == "label") & (table["given"] == "token")]
     assert layers["layer"].tolist()[:3] == [1, 2, 3]
+    assert ANALYSES["routing_information"].order(table)["layer"].isna().tolist() == sorted(table["layer"].isna(), reverse=True)
     assert layers["bits"].iloc[:3].mean() == pytest.approx(layers["bits"].iloc[3])
 
 

@@ -35,7 +35,7 @@ from ling_probe.analysis.deviations import (
     half_weights,
     token_pairs,
 )
-from ling_probe.analysis.question import Analysis, Finding, Verdict, in_order, judge_above, percent
+from ling_probe.analysis.question import Analysis, Finding, Verdict, judge_above, percent
 from ling_probe.analysis.sample import (
     TokenSample,
     frequent,
@@ -257,6 +257,11 @@ def _rows(
         }
 
 
+def means_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over layers before the layers."""
+    return table.iloc[np.argsort(table["layer"].notna().to_numpy(), kind="stable")]
+
+
 def _finding(table: pd.DataFrame) -> Finding:
     means = table[table["layer"].isna()]
     about = means["about"].iloc[0]
@@ -303,6 +308,6 @@ ROUTING_INFORMATION = Analysis(
         "from what is given, multiplied between two halves of the sequences so that chance is 0. Null: labels shuffled over "
         "whole steps inside each problem; intervals from a bootstrap over bundles of sequences."
     ),
-    order=in_order,
+    order=means_first,
     finding=_finding,
 )
