@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic import Effects, Planted, synthetic_run, synthetic_spec, synthetic_traces
 
-from ling_probe.analysis import finding, information, routing_information
+from ling_probe.analysis import ANALYSES, finding, information, routing_information
 from ling_probe.analysis import sample as samples
 from ling_probe.analysis.deviations import deviations, half_weights
 from ling_probe.analysis.question import Verdict
@@ -68,6 +68,7 @@ def test_a_label_that_routing_follows_is_known_whatever_is_given(tmp_path):
     assert found.effect == told.loc["token and position", "bits"]
     layers = table[(table["about"] == "label") & (table["given"] == "token")]
     assert layers["layer"].tolist()[:3] == [1, 2, 3]
+    assert ANALYSES["routing_information"].order(table)["layer"].isna().tolist() == sorted(table["layer"].isna(), reverse=True)
     assert layers["bits"].iloc[:3].mean() == pytest.approx(layers["bits"].iloc[3])
 
 
@@ -172,3 +173,11 @@ def test_labels_are_shuffled_inside_their_problem_and_correctness_inside_its_fam
         assert (codes[1:] != codes[0]).any()
         for each in np.unique(block):
             assert (np.sort(codes[:, block == each], axis=1) == np.sort(codes[0, block == each])).all()
+
+
+def test_each_half_expects_by_itself(tmp_path):
+    """Halves that share what they expect err in opposite directions: information would come out negative."""
+    for seed in range(3):
+        told = mean_of(tmp_path / str(seed), 30, seed=seed, n_steps=(6, 8), effects=Effects(token=1.5, confounded=True))
+        assert told.loc["token", "bits"] > -0.004
+        assert told.loc["token and position", "bits"] > -0.004

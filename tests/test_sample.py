@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from synthetic import synthetic_run, synthetic_spec, synthetic_traces
 
+from ling_probe.analysis import question
 from ling_probe.analysis import sample as module
 from ling_probe.analysis.sample import frequent, label_codes, sample_tokens, two_halves
 from ling_probe.errors import UsageError
@@ -20,7 +21,7 @@ def tokens_one_by_one(run):
 
 
 def test_doctests_hold():
-    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(module).failed == doctest.testmod(question).failed == 0
 
 
 def test_a_small_run_is_taken_whole_without_its_prompts(make_run):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Integer
+from jaxtyping import Bool, Float64, Integer, Real
 
 from ling_probe import stats
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
@@ -128,7 +128,7 @@ def _pmi(
 
 def _held_out(
     sample: TokenSample, place: int, group: Integer[np.ndarray, " N"], half: Bool[np.ndarray, " N"], pairs: _Pairs, blocks: int
-) -> dict[str, Float64[np.ndarray, " P"]]:
+) -> dict[str, Real[np.ndarray, " P"]]:
     """Counts of the pairs on a half, and what a jackknife over its blocks makes of them."""
     unit = numbered(np.where(half, sample.sequence, -1)) - 1
     block = np.where(half, stats.sequence_blocks(int(unit.max()) + 1, blocks=blocks)[unit], -1)
@@ -151,7 +151,7 @@ def _held_out(
     joint = np.maximum(count, 0.5) / (half.sum() * sample.expert_ids.shape[2])
     untested = {"ci_low": low, "ci_high": high, "p": p}
     return {
-        "count": count,
+        "count": count.astype(np.int64),
         "expected": expected,
         "pmi": pmi,
         **{name: np.where(tested, values, np.nan) for name, values in untested.items()},

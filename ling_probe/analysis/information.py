@@ -14,8 +14,8 @@ experts both tell counts twice, and large amounts, as those of token ids, come o
 
 Plug-in information is too high, the more so the more experts and labels: noise squared does not cancel. The noise of two halves
 does, so nothing has to be subtracted, whatever is given. The mean over shuffled labels would not do, for shuffling breaks the
-tie between label and word that is given. Words of one label alone say nothing here: their form and their meaning cannot be told
-apart.
+tie between label and word that is given. Words of one label alone say nothing here, and words that mostly stand in one label
+say less: their form and their meaning cannot be told apart.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from ling_probe.analysis.deviations import (
     half_weights,
     token_pairs,
 )
-from ling_probe.analysis.question import Analysis, Finding, Verdict, in_order, judge_gain, percent
+from ling_probe.analysis.question import Analysis, Finding, Verdict, judge_gain, percent
 from ling_probe.analysis.sample import (
     TokenSample,
     frequent,
@@ -257,6 +257,11 @@ def _rows(
         }
 
 
+def means_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over layers before the layers."""
+    return table.iloc[np.argsort(table["layer"].notna().to_numpy(), kind="stable")]
+
+
 def _finding(table: pd.DataFrame) -> Finding:
     means = table[table["layer"].isna()]
     about = means["about"].iloc[0]
@@ -303,6 +308,6 @@ ROUTING_INFORMATION = Analysis(
         "from what is given, multiplied between two halves of the sequences so that chance is 0. Null: labels shuffled over "
         "whole steps inside each problem; intervals from a bootstrap over bundles of sequences."
     ),
-    order=in_order,
+    order=means_first,
     finding=_finding,
 )
