@@ -813,14 +813,14 @@ def _print_index(index: "pd.DataFrame", *, as_json: bool) -> None:
     if as_json:
         _print_frame("", index.rename(columns={"analysis": "name"}).assign(analysis="index"), as_json=True)
         return
-    told = Table(title="What was asked and found", title_justify="left", show_lines=True)
+    told = Table(title="What was asked and found", title_justify="left", show_lines=True, expand=True)
     for name in ("question", "finding", "effect", "interval", "q", "token alone", "verdict", "rung"):
-        told.add_column(name, ratio={"question": 2, "finding": 5}.get(name))
+        told.add_column(name, ratio={"question": 2, "finding": 5}.get(name), max_width=None if name == "finding" else 30)
     for row in index.to_dict("records"):
         numbers = [_figures(row[name]) for name in ("effect", "ci_low", "ci_high", "q", "token_effect")]
         effect, low, high, q, token = numbers
         told.add_row(
-            row["question"], _clean(row["finding"]), f"{effect} {row['unit']}" if effect else "",
+            row["question"], _clean(row["finding"]), f"{effect}\n{row['unit']}" if effect else "",
             f"{low} to {high}" if low else "", q, token, row["verdict"], _figures(row["rung"]),
         )  # fmt: skip
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(told)
@@ -843,7 +843,8 @@ def _print_rows(title: str, rows: Sequence[dict[Any, Any]], *, as_json: bool, ca
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else _clean(str(value)) for value in row.values()))
     # A pipe has no width of its own: print every column whole rather than cut at 80.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    wide = out.measure(table, options=out.options.update(max_width=2000)).maximum
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else wide).print(table)
 
 
 def _clean(text: str) -> str:
