@@ -279,7 +279,7 @@ def test_problems_without_a_solution_are_left_out(loaded):
 @pytest.fixture
 def evaluate(tmp_path, loaded, monkeypatch):
     """Call the command on two problems, with the random model; gives standard output and error."""
-    monkeypatch.setattr("ling_probe.cli._load", lambda *_args, **_options: loaded)
+    monkeypatch.setattr("ling_probe.cli.measuring.loaded_model", lambda *_args, **_options: loaded)
 
     def call(*options, solution="1+2=3\nanswer: 3\n"):
         file = tmp_path / "sums.jsonl"

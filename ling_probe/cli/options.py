@@ -1,0 +1,85 @@
+"""What several commands take: their arguments and options."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+
+class DtypeName(StrEnum):
+    """Weight types a model can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Change(StrEnum):
+    """Ways to change routing in a causal study."""
+
+    exclude = "exclude"
+    silence = "silence"
+    force = "force"
+    bias = "bias"
+    route_as = "route_as"
+
+
+class Tunable(StrEnum):
+    """What an adaptation may move."""
+
+    router = "router"
+    bias = "bias"
+    experts = "experts"
+    all = "all"
+
+
+class OnError(StrEnum):
+    """What a record that cannot be read does."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class StepsName(StrEnum):
+    """How the reasoning steps of a text are found."""
+
+    auto = "auto"
+    annotated = "annotated"
+    rules = "rules"
+    sentences = "sentences"
+    lines = "lines"
+
+
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped one (ling-tiny); NAME@step-N is a snapshot.")
+]
+BenchmarkName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped benchmark (stepbench), a file (.jsonl, .json, .txt, an Inspect .eval), "
+        "hf:OWNER/DATASET[:CONFIG[:SPLIT]] or gym:TASK[:size=N][:seed=N]."
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+Against = Annotated[list[Path] | None, typer.Option(help="A run to compare with; repeatable.", metavar="RUN")]
+Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print rows as JSON lines instead of a table.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own on a GPU, float32 on the CPU.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+BatchTokens = Annotated[int, typer.Option(help="Padded tokens of one forward pass.", min=1)]
+
+
+class CacheDtypeName(StrEnum):
+    """Number types that keys and values can be cached in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float8 = "float8"
