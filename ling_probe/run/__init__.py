@@ -1,19 +1,21 @@
 """A run on disk: a manifest and parts of plain Parquet, the one thing that passes from capture to analysis.
 
     run.json                        what was run on what, and the parts with their digests
+    experts.safetensors             one vector an expert for what it listens to and what it writes; not of a streamed model
     parts/00000/sequences.parquet   one row a sequence
     parts/00000/steps.parquet       one row a reasoning step
     parts/00000/tokens.parquet      one row a token; per routed layer L experts_L, weights_L, and what else was kept
 
-`manifest` is what run.json says, `tables` what the Parquet files hold, `store` the folder: whole parts or none, resume, reading
+`manifest` is what run.json says, `tables` what the Parquet files hold, `experts` the vectors beside them, `store` the folder: whole parts or none, resume, reading
 by columns. `partition` says which records make which part, `merge` joins what several machines wrote, `check` finds damage, and
 `folder` holds the lock of the one writer.
 """
 
+from ling_probe.run.experts import EXPERTS
 from ling_probe.run.manifest import SCHEMA, Manifest, Part
 from ling_probe.run.merge import find_shards, merge, summarise
 from ling_probe.run.partition import Shard, cut
 from ling_probe.run.store import Run
 from ling_probe.run.tables import TokenBatch
 
-__all__ = ["SCHEMA", "Manifest", "Part", "Run", "Shard", "TokenBatch", "cut", "find_shards", "merge", "summarise"]
+__all__ = ["EXPERTS", "SCHEMA", "Manifest", "Part", "Run", "Shard", "TokenBatch", "cut", "find_shards", "merge", "summarise"]
