@@ -32,9 +32,7 @@ from ling_probe.run.manifest import NEW
 SPEC = synthetic_spec()
 MODEL = {"name": "synthetic", "digest": "0" * 64, "device": "cpu", "tokenizer_digest": "2" * 64}
 VECTORS = {name: np.random.default_rng(5).normal(size=(3, 16, 8)).astype(np.float16) for name in ("gate", "output")}
-LOADED = SimpleNamespace(
-    spec=SPEC, digest=MODEL["digest"], describe=lambda: dict(MODEL), expert_vectors=lambda: dict(VECTORS)
-)
+LOADED = SimpleNamespace(spec=SPEC, digest=MODEL["digest"], describe=lambda: dict(MODEL), expert_vectors=lambda: dict(VECTORS))
 CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link")
 """Everything that changes names on the disk or makes bytes stay there."""
 

@@ -3,13 +3,19 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
+from ling_probe.analysis.agreement import cluster_agreement
+from ling_probe.analysis.attribution import logit_attribution
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
+from ling_probe.analysis.saliency import expert_saliency
 from ling_probe.analysis.script import script_main
+from ling_probe.analysis.shared import shared_share
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.super_experts import super_experts
 
 __all__ = [
     "ANALYSES",
@@ -18,15 +24,21 @@ __all__ = [
     "Finding",
     "Verdict",
     "answers",
+    "cluster_agreement",
     "coactivation",
     "expert_clusters",
     "expert_load",
+    "expert_saliency",
     "family_specialisation",
     "finding",
     "findings_index",
     "label_specialisation",
     "load_balance",
+    "logit_attribution",
+    "norm_rank",
     "script_main",
+    "shared_share",
+    "super_experts",
     "sure_effect",
     "surest_first",
 ]

@@ -130,7 +130,9 @@ def best_clusters(points: Float[np.ndarray, "X C"], seed: int) -> tuple[Integer[
     return np.argsort(by_size)[tried[best]], scores[best]
 
 
-def silhouettes(points: Float[np.ndarray, "X C"], clusterings: Sequence[Integer[np.ndarray, " X"]]) -> Float64[np.ndarray, "N X"]:
+def silhouettes(
+    points: Float[np.ndarray, "X C"], clusterings: Sequence[Integer[np.ndarray, " X"]]
+) -> Float64[np.ndarray, "N X"]:
     """Every point's silhouette in each of several clusterings, whose distances are measured once."""
     members = [np.eye(clusters.max() + 1, dtype=np.float32)[clusters] for clusters in clusterings]
     totals = np.split(_distances(points) @ np.hstack(members), np.cumsum([each.shape[1] for each in members])[:-1], axis=1)

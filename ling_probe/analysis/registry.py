@@ -4,11 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from ling_probe.analysis.agreement import CLUSTER_AGREEMENT
+from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
+from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.saliency import EXPERT_SALIENCY
+from ling_probe.analysis.shared import SHARED_SHARE
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -21,6 +27,12 @@ ANALYSES: dict[str, Analysis] = {
         LOAD_BALANCE,
         COACTIVATION,
         EXPERT_CLUSTERS,
+        CLUSTER_AGREEMENT,
+        EXPERT_SALIENCY,
+        SUPER_EXPERTS,
+        NORM_RANK,
+        SHARED_SHARE,
+        LOGIT_ATTRIBUTION,
     )
 }
 """Every analysis by name, in the order a report tells them."""

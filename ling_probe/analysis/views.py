@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Integer
+from scipy import sparse
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
 from ling_probe import stats
 from ling_probe.analysis.coactivation import company_by_layer, expected_pairs
-from ling_probe.analysis.counting import Owner, TokenClasses, require_sequences, segment_mask
+from ling_probe.analysis.counting import Owner, require_sequences, segment_mask
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 
@@ -160,19 +161,16 @@ def _observed_and_expected(
     run: Run, owner: Owner, n_cells: int
 ) -> Iterator[tuple[int, tuple[Float64[np.ndarray, "O E"], Float64[np.ndarray, "O E"]]]]:
     """Each layer with the choices of every cell, and those that its tokens alone would make."""
-    words = TokenClasses.of(run, owner, n_cells)
-    n_words, n_experts, layers = words.per_owner.shape[1], run.spec.n_experts, run.spec.routed_layers
-    if not n_words:
-        raise UsageError("no completions in this run, prompts alone")
-    tokens = np.asarray(words.per_owner.sum(axis=0)).ravel()
-    per_token = (words.per_owner / np.maximum(tokens, 1)).astype(np.float32).tocsr()
+    per_token, word_of = _token_shares(run, owner, n_cells)
+    n_words, n_experts, layers = per_token.shape[1], run.spec.n_experts, run.spec.routed_layers
     at_a_time = max(1, _CELLS // (n_words * n_experts))
     for first in range(0, len(layers), at_a_time):
         some = layers[first : first + at_a_time]
         observed = np.zeros((len(some), n_cells * n_experts), dtype=np.int64)
         by_word = np.zeros((len(some), n_words * n_experts), dtype=np.int32)
         for batch in run.batches(layers=some):
-            cell, word = owner(batch), words.owner(owner)(batch)
+            cell = owner(batch)
+            word = np.where(cell >= 0, word_of[batch.token_id], -1)
             # Tokens of one id together: their counts lie side by side, and adding to them is ten times as fast.
             order = np.argsort(word, kind="stable")[(word < 0).sum() :]
             for place in range(len(some)):
@@ -184,8 +182,27 @@ def _observed_and_expected(
             yield layer, (observed[place].reshape(n_cells, n_experts).astype(float), expected.astype(float))
 
 
+def _token_shares(run: Run, owner: Owner, n_cells: int) -> tuple[sparse.csr_array, Integer[np.ndarray, " V"]]:
+    """Share of the tokens of each id that each cell has, cells by ids that occur, and the column of every id."""
+    tokens = sparse.csr_array((n_cells, run.spec.vocab_size), dtype=np.float32)
+    for batch in run.batches(layers=[]):
+        cell = owner(batch)
+        place = (cell[cell >= 0], batch.token_id[cell >= 0])
+        tokens += sparse.csr_array((np.ones(len(place[0]), np.float32), place), shape=tokens.shape)
+    total = np.asarray(tokens.sum(axis=0)).ravel()
+    if not total.any():
+        raise UsageError("no completions in this run, prompts alone")
+    shares = tokens @ sparse.diags_array(1 / np.maximum(total, 1))
+    return shares.tocsc()[:, total > 0].tocsr(), np.cumsum(total > 0) - 1
+
+
 def _weight_points(
-    run: Run, view: str, vectors: Float[np.ndarray, "M E D"], similarity: Callable[[np.ndarray], np.ndarray], draws: int, seed: int
+    run: Run,
+    view: str,
+    vectors: Float[np.ndarray, "M E D"],
+    similarity: Callable[[np.ndarray], np.ndarray],
+    draws: int,
+    seed: int,
 ) -> Iterator[Points]:
     weights = _resampled(vectors.shape[-1], draws, seed).astype(np.float32)
     scopes = [(ONE_LAYER, (layer,), rows) for layer, rows in zip(run.spec.routed_layers, vectors, strict=True)]

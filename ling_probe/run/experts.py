@@ -1,7 +1,7 @@
 """One vector an expert for what it listens to and one for what it writes, beside the parts: weights for readers without a model.
 
-    gate    [M E D]  the expert's router row
-    output  [M E D]  first left singular vector of its down projection, times the singular value; its sign means nothing
+gate    [M E D]  the expert's router row
+output  [M E D]  first left singular vector of its down projection, times the singular value; its sign means nothing
 """
 
 import os
