@@ -2,7 +2,7 @@
 
     python analyses/cluster_agreement.py RUN [--json] [--rows N]
 
-`ari` is 1 for the same clusters and 0 for chance; `ari_null` is what dealing experts anew inside their router group leaves of it.
+`ari` is 1 for the same clusters and 0 for chance; `ari_null` is what dealing experts anew inside their router group leaves.
 Rows with `other` "router group" say how far the clusters merely follow the router's groups.
 """
 

@@ -2,8 +2,8 @@
 
     python analyses/expert_saliency.py RUN [--json] [--rows N]
 
-Needs a run captured with --keep contribution. `saliency` is the mean norm of weight times output; `experts_50` says how many experts
-add half of what their layer adds.
+Needs a run captured with --keep contribution. `saliency` is the mean norm of weight times output; `experts_50` says how
+many experts add half of what their layer adds.
 """
 
 import sys

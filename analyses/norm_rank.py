@@ -2,8 +2,8 @@
 
     python analyses/norm_rank.py RUN [--json] [--rows N]
 
-Needs a run captured with --keep contribution. Compare `top_norm` with `chance`, and `top_contribution` with `dealt_contribution`:
-the weight itself is part of a contribution.
+Needs a run captured with --keep contribution. Compare `top_norm` with `chance`, and `top_contribution` with
+`dealt_contribution`: the weight itself is part of a contribution.
 """
 
 import sys

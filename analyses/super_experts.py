@@ -2,7 +2,8 @@
 
     python analyses/super_experts.py RUN [--json] [--rows N]
 
-Needs a run captured with --keep contribution. The published rule (`passes`) nearly always names someone; `stands_apart` asks more.
+Needs a run captured with --keep contribution. The published rule (`passes`) nearly always names someone;
+`stands_apart` asks more.
 """
 
 import sys

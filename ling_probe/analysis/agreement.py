@@ -1,4 +1,4 @@
-"""Whether the clusters of two views are the same ones: do experts that prefer alike also keep company, and weigh alike?
+"""Whether the clusters of two views are the same: of experts that prefer alike, keep company, listen or write alike.
 
 For each layer, and over all layers, the clusters that `clusters` finds in every view are compared pair by pair:
 
@@ -33,9 +33,9 @@ LEAST_AGREEMENT = 0.1
 def cluster_agreement(run: Run, *, views: Sequence[str] | None = None, permutations: int = 999, seed: int = 0) -> pd.DataFrame:
     """How far the clusters of two views are the same, beside what dealing experts anew makes of it.
 
-    One row a scope ("one layer", "all layers"), `layer` (0 for all layers) and pair of views (`view`, `other`; "router group" is
-    the router's own): `experts`, adjusted Rand index `ari`, its mean `ari_null` and 95 % band (`null_low`, `null_high`) under
-    the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows (Benjamini-Hochberg), `permutations`
+    One row a scope ("one layer", "all layers"), `layer` (0 for all layers) and pair of views (`view`, `other`; "router group"
+    is the router's own): `experts`, adjusted Rand index `ari`, its mean `ari_null` and 95 % band (`null_low`, `null_high`)
+    under the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows (Benjamini-Hochberg), `permutations`
     and `seed`.
 
     Args:
@@ -59,8 +59,7 @@ def cluster_agreement(run: Run, *, views: Sequence[str] | None = None, permutati
     if not rows:
         raise UsageError("one view of experts only in this run, and no router groups; agreement needs two")
     table = pd.DataFrame(rows).assign(permutations=permutations, seed=seed)
-    table.insert(table.columns.get_loc("p") + 1, "q", stats.benjamini_hochberg(table["p"].to_numpy()))
-    return table
+    return table.assign(q=stats.benjamini_hochberg(table["p"].to_numpy()))
 
 
 def _compared(
@@ -114,26 +113,26 @@ def most_alike_first(table: pd.DataFrame) -> pd.DataFrame:
 def _finding(table: pd.DataFrame) -> Finding:
     above = table["ari"] - table["ari_null"]
     found = (table["q"] < DISCOVERY) & (above >= LEAST_AGREEMENT)
-    row = table.loc[(above[found] if found.any() else above).idxmax()]
+    row = table.iloc[int(np.argmax(np.where(found, 2, 0) + above))]
     place = "over all layers" if row["scope"] == ALL_LAYERS else f"in layer {row['layer']}"
-    by_pair = table.assign(above=above).groupby(["view", "other"], sort=False)["above"].mean()
-    means = ", ".join(f"{one} and {two} {mean:.2f}" for (one, two), mean in by_pair.items())
+    pair = table["view"] + " and " + table["other"]
+    means = ", ".join(f"{name} {mean:.2f}" for name, mean in above.groupby(pair, sort=False).mean().items())
     return Finding(
         sentence=(
             f"{int(found.sum())} of {len(table)} comparisons agree beyond chance (q below 0.05, adjusted Rand index at least "
             f"{LEAST_AGREEMENT} above it); most alike are {row['view']} and {row['other']} {place}: {row['ari']:.2f} against "
-            f"{row['ari_null']:.2f} by chance (95 % of deals up to {row['null_high']:.2f}, {row['experts']} experts). Mean index "
-            f"above chance: {means}."
+            f"{row['ari_null']:.2f} by chance (95 % of deals up to {row['null_high']:.2f}, {row['experts']} experts). "
+            f"Mean index above chance: {means}."
         ),
-        verdict=_verdict(table, found.any(), above),
+        verdict=_verdict(table, above, found=bool(found.any())),
         rung=1 if found.any() else 0,
-        effect=float(above[row.name]),
+        effect=float(row["ari"] - row["ari_null"]),
         unit="adjusted Rand index above chance",
         q=float(row["q"]),
     )
 
 
-def _verdict(table: pd.DataFrame, found: bool, above: pd.Series) -> Verdict:
+def _verdict(table: pd.DataFrame, above: pd.Series, *, found: bool) -> Verdict:
     if found:
         return Verdict.SUPPORTED
     # A band as wide as the least agreement cannot tell it from none.
@@ -147,7 +146,7 @@ CLUSTER_AGREEMENT = Analysis(
     claim="Clusters of some two views agree beyond what router groups make of it.",
     method=(
         "Adjusted Rand index and adjusted mutual information of the clusters of two views, by layer. Null: experts dealt anew "
-        "inside their layer and router group (inside their layer where the groups are compared), corrected over all comparisons."
+        "inside their layer and router group (inside their layer against the groups), corrected over all comparisons."
     ),
     order=most_alike_first,
     finding=_finding,

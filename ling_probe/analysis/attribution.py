@@ -31,10 +31,10 @@ def logit_attribution(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataF
     """Mean direct attribution of every expert to the next token of completions, in logits, and of its answers alone.
 
     One row a layer and expert: `count` choices, `mean` attribution with its 95 % bootstrap interval over bundles of sequences
-    (`ci_low`, `ci_high`), `p` for a mean of 0 (normal, from the same bootstrap) and `q` over all experts, `rank` (mean place of
+    (`ci_low`, `ci_high`), `p` for a mean of 0 (normal, from the same bootstrap), `q` over all experts, `rank` (mean place of
     its attribution among the token's K, 1 is the highest), `share` of the absolute attributions of its layer, `answer_count`,
-    `answer_mean`, `answer_low`, `answer_high` the same where the next token is of the answer. The same for a layer: `routed` and
-    `routed_low`, `routed_high`, the sum over a token's experts in its mean; `answer_routed`; `even_rank`, (K+1)/2.
+    `answer_mean`, `answer_low`, `answer_high` the same where the next token is of the answer. The same for a layer: `routed`
+    and `routed_low`, `routed_high`, the sum over a token's experts in its mean; `answer_routed`; `even_rank`, (K+1)/2.
 
     Args:
         run: A run captured with --keep lens.
@@ -52,15 +52,15 @@ def logit_attribution(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataF
         sums = _layer_sums(run, layer, bundle, n_bundles)
         tables.append(_layer_table(sums, weights).assign(layer=layer, even_rank=(run.spec.top_k + 1) / 2))
     table = pd.concat(tables, ignore_index=True)
-    table.insert(table.columns.get_loc("p") + 1, "q", stats.benjamini_hochberg(table["p"].to_numpy()))
-    return table.assign(seed=seed)[["layer", *(name for name in table.columns if name != "layer"), "seed"]]
+    table = table.assign(q=stats.benjamini_hochberg(table["p"].to_numpy()), seed=seed)
+    return table[["layer", *(name for name in table.columns if name != "layer")]]
 
 
 class _Sums(NamedTuple):
     """Of one layer, by bundle and expert (`tokens` by bundle: of completions, and of answers)."""
 
     tokens: Float64[np.ndarray, "2 U"]
-    count: Float64[np.ndarray, "2 U E"]
+    choices: Float64[np.ndarray, "2 U E"]
     total: Float64[np.ndarray, "2 U E"]
     absolute: Float64[np.ndarray, "U E"]
     ranks: Float64[np.ndarray, "U E"]
@@ -87,7 +87,7 @@ def _layer_sums(run: Run, layer: int, bundle: Integer[np.ndarray, " S"], n_bundl
         for place, kept in enumerate(counted):
             owner, ids, lens = bundle[batch.sequence[kept]], batch.expert_ids[kept, 0], batch.extra["lens"][kept, 0]
             sums.tokens[place] += np.bincount(owner, minlength=n_bundles)
-            sums.count[place] += sums_by_bundle(owner, ids, np.ones_like(lens), shape)
+            sums.choices[place] += sums_by_bundle(owner, ids, np.ones_like(lens), shape)
             sums.total[place] += sums_by_bundle(owner, ids, lens, shape)
             if place == 0:
                 sums.absolute[:] += sums_by_bundle(owner, ids, np.abs(lens), shape)
@@ -98,8 +98,8 @@ def _layer_sums(run: Run, layer: int, bundle: Integer[np.ndarray, " S"], n_bundl
 
 
 def _layer_table(sums: _Sums, weights: Float64[np.ndarray, "B U"]) -> pd.DataFrame:
-    count, total = sums.count.sum(axis=1), np.abs(sums.absolute.sum(axis=0))
-    mean, answer = (_ratio(weights @ sums.total[place], weights @ sums.count[place]) for place in (0, 1))
+    count, total = sums.choices.sum(axis=1), sums.absolute.sum(axis=0)
+    mean, answer = (_ratio(weights @ sums.total[place], weights @ sums.choices[place]) for place in (0, 1))
     routed, answer_routed = (_ratio(weights @ sums.total[place].sum(axis=1), weights @ sums.tokens[place]) for place in (0, 1))
     (low, high), (answer_low, answer_high), (routed_low, routed_high) = (
         stats.percentile_interval(_unless_rare(each[1:])) for each in (mean, answer, routed)
@@ -139,11 +139,11 @@ def _unless_rare(samples: Float64[np.ndarray, "B *rest"]) -> Float64[np.ndarray,
 def _finding(table: pd.DataFrame) -> Finding:
     found = table[table["q"] < DISCOVERY]
     layers = table.drop_duplicates("layer")
-    most = layers.loc[layers["routed"].idxmax()]
+    most = layers.iloc[int(np.argmax(layers["routed"]))]
     counted = (
         f"{int((found['mean'] > 0).sum())} of {table['p'].count():,} experts promote the next token directly and "
-        f"{int((found['mean'] < 0).sum())} demote it (q below 0.05); layer {most['layer']:.0f} adds most, {most['routed']:+.2f} logits "
-        f"a token (95 % interval {most['routed_low']:+.2f} to {most['routed_high']:+.2f})"
+        f"{int((found['mean'] < 0).sum())} demote it (q below 0.05); layer {most['layer']:.0f} adds most, "
+        f"{most['routed']:+.2f} logits a token (95 % interval {most['routed_low']:+.2f} to {most['routed_high']:+.2f})"
         + (f", {most['answer_routed']:+.2f} where the answer follows" if not np.isnan(most["answer_routed"]) else "")
     )
     verdict = judge_cells(table, least=LEAST_EFFECT)
@@ -152,8 +152,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     row = surest_first(found).iloc[0]
     return Finding(
         sentence=(
-            f"{counted}; the surest is expert {row['expert']:.0f} of layer {row['layer']:.0f}, {row['mean']:+.2f} logits when chosen "
-            f"({row['ci_low']:+.2f} to {row['ci_high']:+.2f}). This is the direct path alone; only silencing shows an effect."
+            f"{counted}; the surest is expert {row['expert']:.0f} of layer {row['layer']:.0f}, {row['mean']:+.2f} logits when "
+            f"chosen ({row['ci_low']:+.2f} to {row['ci_high']:+.2f}). The direct path alone; only silencing shows an effect."
         ),
         verdict=verdict,
         rung=1,
@@ -170,9 +170,9 @@ LOGIT_ATTRIBUTION = Analysis(
     question="Which experts directly raise the logit of the token that follows, and which lower it?",
     claim="Some experts directly promote or demote the next token.",
     method=(
-        "Direct logit attribution of each chosen expert's contribution, mean over the completion tokens that chose it, the answer "
-        "apart; p and intervals from a bootstrap over bundles of sequences, corrected over all experts. The direct path alone, and of "
-        "the logit itself, not of its distance from the others'."
+        "Direct logit attribution of each chosen expert's contribution, mean over the completion tokens that chose it, the "
+        "answer apart; p and intervals from a bootstrap over bundles of sequences, corrected over all experts. The direct path "
+        "alone, and of the logit itself, not of its distance from the others'."
     ),
     order=surest_first,
     finding=_finding,

@@ -1,4 +1,4 @@
-"""Whether experts fall into kinds, in four views: what they prefer, the company they keep, what they listen to, what they write.
+"""Whether experts fall into kinds, in four views: what they prefer, their company, what they listen to and what they write.
 
 For each view (`views`), within each layer and, where experts of different layers can be compared, over all layers:
 
@@ -189,7 +189,7 @@ def most_typical_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def clusterings(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a clustering of `expert_clusters`: view, scope, layer (0 for all layers) and what is the same for all its rows."""
+    """One row a clustering of `expert_clusters`: view, scope, layer (0 for all), and what is the same for all its rows."""
     names = ["n_clusters", "mean_silhouette", "silhouette_floor", "p", "q", "stability", "kinds"]
     layer = table["layer"].where(table["scope"] == "one layer", 0)
     return table.assign(layer=layer).groupby(["view", "scope", "layer"], sort=False)[names].first().reset_index()

@@ -1,15 +1,15 @@
 """Whether the expert that a token weighs most is the one that writes most.
 
-The router weighs experts before they have computed anything. Two ranks are compared with its heaviest expert, slots by weight and
-never by their stored order: that of the largest output norm, where chance is 1/K, and that of the largest contribution, into
-which the weight itself goes: chance there is what the same weights make of outputs dealt anew among the token's experts.
+The router weighs experts before they have computed anything. Two ranks are compared with its heaviest expert, slots by weight
+and never by their stored order: that of the largest output norm, where chance is 1/K, and that of the largest contribution,
+which the weight itself goes into: chance there is what the same weights make of outputs dealt anew among the token's experts.
 """
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32, Float64, Integer
+from jaxtyping import Bool, Float32, Float64
 
 from ling_probe import stats
 from ling_probe.analysis.contributions import LEAST_WEIGHT, bundled, layer_batches, require_extra
@@ -27,8 +27,8 @@ def norm_rank(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     One row a layer: `tokens`, `top_norm` (share whose heaviest expert has the
     largest output norm) with its 95 % bootstrap interval over bundles of sequences (`ci_low`, `ci_high`) and `chance` (1/K),
     `top_contribution` (share whose heaviest expert makes the largest contribution) and `dealt_contribution` (the same after
-    dealing the token's outputs anew to its experts). The same for all rows: the `mean` of `top_norm` over layers with `mean_low`
-    and `mean_high`. Tokens with a weight below `contributions.LEAST_WEIGHT` are left out.
+    dealing the token's outputs anew to its experts). The same for all rows: the `mean` of `top_norm` over layers with
+    `mean_low` and `mean_high`. Tokens with a weight below `contributions.LEAST_WEIGHT` are left out.
 
     Args:
         run: A run captured with --keep contribution.
@@ -77,7 +77,7 @@ def _row(layer: int, tokens: int, shares: Float64[np.ndarray, "D 3"], top_k: int
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    least, most = table.loc[table["top_norm"].idxmin()], table.loc[table["top_norm"].idxmax()]
+    least, most = table.iloc[int(np.argmin(table["top_norm"]))], table.iloc[int(np.argmax(table["top_norm"]))]
     chance, contribution, dealt = (float(table[name].mean()) for name in ("chance", "top_contribution", "dealt_contribution"))
     low, high = float(least["mean_low"]) - chance, float(least["mean_high"]) - chance
     return Finding(

@@ -103,15 +103,15 @@ def most_salient_first(table: pd.DataFrame) -> pd.DataFrame:
 def _finding(table: pd.DataFrame) -> Finding:
     row, layers = most_salient_first(table).iloc[0], table.drop_duplicates("layer")
     n_experts, effect = table["expert"].nunique(), float(row["correlation"])
-    most, least = layers.loc[layers["experts_50"].idxmin()], layers.loc[layers["experts_50"].idxmax()]
+    most, least = (layers.iloc[int(place(layers["experts_50"]))] for place in (np.argmin, np.argmax))
     low, high = float(row["correlation_low"]), float(row["correlation_high"])
     return Finding(
         sentence=(
             f"Expert {row['expert']:.0f} of layer {row['layer']:.0f} adds most when it is chosen, a mean norm of "
             f"{row['saliency']:.3g} (95 % interval {row['ci_low']:.3g} to {row['ci_high']:.3g}; {percent(row['load'])} of the "
-            f"load, {percent(row['share'])} of what its layer adds). Half of what a layer adds comes from {most['experts_50']:.0f} of "
-            f"{n_experts} experts in layer {most['layer']:.0f} and from {least['experts_50']:.0f} in layer {least['layer']:.0f}; nine tenths "
-            f"from {layers['experts_90'].min()} to {layers['experts_90'].max()}. Saliency and load correlate by {effect:.2f} "
+            f"load, {percent(row['share'])} of what its layer adds). Half of what a layer adds comes from "
+            f"{most['experts_50']:.0f} of {n_experts} experts in layer {most['layer']:.0f} and from {least['experts_50']:.0f} in "
+            f"layer {least['layer']:.0f}; nine tenths from {layers['experts_90'].min()} to {layers['experts_90'].max()}. Saliency and load correlate by {effect:.2f} "
             f"({low:.2f} to {high:.2f}; Spearman, mean over layers)."
         ),
         verdict=_verdict(low, high),
@@ -125,7 +125,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 def _verdict(low: float, high: float) -> Verdict:
     """A correlation that is surely small is none worth having, whatever its sign."""
-    if -LEAST_CORRELATION < low and high < LEAST_CORRELATION:
+    if max(-low, high) < LEAST_CORRELATION:
         return Verdict.NOT_SUPPORTED
     return judge(low, high, least=LEAST_CORRELATION)
 
@@ -135,8 +135,8 @@ EXPERT_SALIENCY = Analysis(
     question="How much does each expert add when it is chosen?",
     claim="How much an expert adds when it is chosen goes with how often it is chosen.",
     method=(
-        "Mean norm of weight times output over the tokens that chose the expert (REAP); intervals from a bootstrap over bundles "
-        "of sequences; rank correlation with the load, mean over layers."
+        "Mean norm of weight times output over the tokens that chose the expert (REAP); intervals from a bootstrap over "
+        "bundles of sequences; rank correlation with the load, mean over layers."
     ),
     order=most_salient_first,
     finding=_finding,

@@ -1,9 +1,9 @@
 """How much of what a routed layer adds comes from its shared expert, and whether that depends on the reasoning step.
 
-The share is |shared| / (|shared| + |routed|). A run keeps the norm of every chosen expert's contribution, not that of their sum,
-so |routed| is known between bounds: at most their sum (all in one direction), at least the largest less the others. `share` takes
-them as orthogonal, the root of the sum of squares; `least` and `most` are what the bounds allow. Nothing is known of the angle
-between shared and routed: a share of norms is no share of an effect.
+The share is |shared| / (|shared| + |routed|). A run keeps the norm of every chosen expert's contribution, not that of their
+sum, so |routed| is known between bounds: at most their sum (all in one direction), at least the largest less the others. `share`
+takes them as orthogonal, the root of the sum of squares; `least` and `most` are what the bounds allow. Nothing is known of the
+angle between shared and routed: a share of norms is no share of an effect.
 
 Whether labels (families) differ is asked at equal tokens:
 
@@ -34,11 +34,11 @@ LEAST_EFFECT = 0.02
 """Difference in share below which labels do not differ to speak of."""
 
 
-def shared_share(run: Run, *, permutations: int = 1999, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def shared_share(run: Run, *, permutations: int = 999, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Share of the shared expert in what each routed layer adds: of all tokens, by step label, by family.
 
-    One row a `kind` ("layer", "label", "family"), `name` (the label or family) and `layer`: `tokens`, mean `share` with its 95 %
-    bootstrap interval over bundles of sequences (`share_low`, `share_high`), the means that bounds on the routed sum allow
+    One row a `kind` ("layer", "label", "family"), `name` (the label or family) and `layer`: `tokens`, mean `share` with its
+    95 % bootstrap interval over bundles of sequences (`share_low`, `share_high`), the means that bounds on the routed sum allow
     (`least`, `most`). For labels and families, the `difference` from the others of the same family at equal tokens with its
     interval (`ci_low`, `ci_high`), two-sided `p` from whole-step permutation inside each problem (families over sequences), and
     `q` over all rows. Rows of kind "layer" have no difference.
@@ -56,9 +56,8 @@ def shared_share(run: Run, *, permutations: int = 1999, draws: int = 1000, seed:
     bundle, n_bundles = bundled(run, seed)
     weights = np.concatenate([np.ones((1, n_bundles)), stats.bootstrap_weights(n_bundles, draws=draws, seed=seed)])
     tables = [_by_layer(run, bundle, weights)]
-    for classify in (classified_steps, classified_families):
-        if (classified := _classes(run, classify)) is not None:
-            tables.append(_by_class(run, classified, bundle, weights, permutations, seed))
+    found = [_classes(run, classify) for classify in (classified_steps, classified_families)]
+    tables += [_by_class(run, each, bundle, weights, permutations, seed) for each in found if each]
     table = pd.concat(tables, ignore_index=True)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy(dtype=float))
     return table.assign(permutations=permutations, seed=seed)
@@ -131,7 +130,8 @@ class _Words:
         for batch in run.batches(columns=["shared", "contribution"]):
             owner, word, kept = words.places(batch)
             np.add.at(words.counts, (classified.codes[owner], word), 1)
-            np.add.at(words.means, word, _batch_shares(batch).share[kept])
+            here, place = np.unique(word, return_inverse=True)
+            words.means[here] += sum_by(_batch_shares(batch).share[kept], place, len(here))
         words.means /= np.maximum(words.counts.sum(axis=0), 1)[:, None]
         return words
 
@@ -226,11 +226,12 @@ def layers_then_surest(table: pd.DataFrame) -> pd.DataFrame:
 
 def _finding(table: pd.DataFrame) -> Finding:
     layers, tested = table[table["kind"] == "layer"], table[table["kind"] != "layer"]
-    least, most = layers.loc[layers["share"].idxmin()], layers.loc[layers["share"].idxmax()]
+    least, most = layers.iloc[int(np.argmin(layers["share"]))], layers.iloc[int(np.argmax(layers["share"]))]
     whole = (
         f"The shared expert makes {percent(least['share'])} of what layer {least['layer']:.0f} adds (95 % interval "
-        f"{percent(least['share_low'])} to {percent(least['share_high'])}) and {percent(most['share'])} of layer {most['layer']:.0f}, "
-        f"routed contributions taken as orthogonal (bounds {percent(layers['least'].min())} to {percent(layers['most'].max())})."
+        f"{percent(least['share_low'])} to {percent(least['share_high'])}) and {percent(most['share'])} of layer "
+        f"{most['layer']:.0f}, routed contributions taken as orthogonal (bounds {percent(layers['least'].min())} to "
+        f"{percent(layers['most'].max())})."
     )
     found = tested[tested["q"] < DISCOVERY]
     counted = f" {len(found)} of {tested['p'].count()} labels and families in a layer differ at equal tokens (q below 0.05)"
@@ -240,8 +241,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     row = surest_first(found).iloc[0]
     return Finding(
         sentence=(
-            f"{whole}{counted}; the surest is {row['kind']} {row['name']} in layer {row['layer']}, {100 * row['difference']:+.2f} "
-            f"points ({100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f})."
+            f"{whole}{counted}; the surest is {row['kind']} {row['name']} in layer {row['layer']}, "
+            f"{100 * row['difference']:+.2f} points ({100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f})."
         ),
         verdict=verdict,
         rung=3,

@@ -28,8 +28,8 @@ def super_experts(run: Run, *, seed: int = 0) -> pd.DataFrame:
     One row a layer and expert: `count` choices, `max_norm` and `mean_norm` of its outputs (contribution over weight, choices of
     weight below `contributions.LEAST_WEIGHT` left out; in units of the residual stream), `times_median` (largest norm over the
     median of all experts' largest), `recurs` (share of the bundles of sequences that used it in which its largest norm is at
-    least `APART` times that median), `passes` the published rule, `stands_apart` (passes, and `APART` and `RECURS` too). Experts
-    that were never chosen have no norms.
+    least `APART` times that median), `passes` the published rule, `stands_apart` (passes, and `APART` and `RECURS` too).
+    Experts that were never chosen have no norms.
 
     Args:
         run: A run captured with --keep contribution.
@@ -41,17 +41,21 @@ def super_experts(run: Run, *, seed: int = 0) -> pd.DataFrame:
     require_extra(run, "contribution", "contribution")
     bundle, n_bundles = bundled(run, seed)
     spec = run.spec
-    largest, total, count = (np.zeros((spec.n_rows, n_bundles, spec.n_experts)) for _ in range(3))
+    largest, total, count = (np.zeros((spec.n_rows, n_bundles * spec.n_experts)) for _ in range(3))
     for row, layer in enumerate(spec.routed_layers):
         for batch, norms in layer_batches(run, layer, ["contribution"], weights=True):
             assert batch.weights is not None
             weight, owner = batch.weights[:, 0], np.broadcast_to(bundle[batch.sequence][:, None], norms.shape)
             kept = weight >= LEAST_WEIGHT
-            place, output = (owner[kept], batch.expert_ids[:, 0][kept]), norms[kept] / weight[kept]
-            np.maximum.at(largest[row], place, output)
-            np.add.at(total[row], place, output)
-            np.add.at(count[row], place, 1)
-    return _table(run, largest, total, count).assign(seed=seed)
+            place, output = (
+                owner[kept].astype(np.int64) * spec.n_experts + batch.expert_ids[:, 0][kept],
+                norms[kept] / weight[kept],
+            )
+            np.maximum.at(largest[row], place, output.astype(float))
+            total[row] += np.bincount(place, weights=output, minlength=total.shape[1])
+            count[row] += np.bincount(place, minlength=total.shape[1])
+    shape = (spec.n_rows, n_bundles, spec.n_experts)
+    return _table(run, *(each.reshape(shape) for each in (largest, total, count))).assign(seed=seed)
 
 
 def _table(
@@ -91,8 +95,8 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"{passes} of {len(table):,} experts pass the published rule, {apart} of them stand apart ({APART:.0f} times the "
             f"middle expert in half the sequences or more). The largest output is of expert {row['expert']:.0f} of layer "
-            f"{row['layer']:.0f}: norm {row['max_norm']:.3g}, {row['times_median']:.1f} times the middle expert's largest. Norms "
-            "stand in for the largest entry of an output."
+            f"{row['layer']:.0f}: norm {row['max_norm']:.3g}, {row['times_median']:.1f} times the middle expert's largest. "
+            "Norms stand in for the largest entry of an output."
         ),
         verdict=Verdict.SUPPORTED if apart else Verdict.NOT_SUPPORTED,
         rung=0,
@@ -107,7 +111,7 @@ SUPER_EXPERTS = Analysis(
     claim="Some experts are super experts: their largest outputs stand far apart from those of all others.",
     method=(
         "Largest norm of each expert's output, above the 99.5th percentile and a tenth of the largest, in the first 75 % of "
-        "layers (arXiv 2507.23279, with norms for largest entries); apart is ten times the median in half the bundles of sequences."
+        "layers (arXiv 2507.23279, with norms for largest entries); apart is ten times the median, in half the sequences."
     ),
     order=largest_first,
     finding=_finding,

@@ -205,6 +205,7 @@ def _weight_points(
     seed: int,
 ) -> Iterator[Points]:
     weights = _resampled(vectors.shape[-1], draws, seed).astype(np.float32)
+    scopes: list[tuple[str, tuple[int, ...], np.ndarray]]
     scopes = [(ONE_LAYER, (layer,), rows) for layer, rows in zip(run.spec.routed_layers, vectors, strict=True)]
     if len(vectors) > 1:
         scopes.append((ALL_LAYERS, run.spec.routed_layers, vectors.reshape(-1, vectors.shape[-1])))

@@ -1,6 +1,6 @@
 """What an expert listens to and what it writes, one vector each, so that experts can be compared without the model at hand."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ def expert_vectors(loaded: "LoadedLing") -> dict[str, Float16[np.ndarray, "M E D
     """Router rows ("gate") and the direction every expert writes most along ("output"); see `run.experts`."""
     gates, outputs = [], []
     for layer, gate in loaded.gates().items():
-        projections = loaded.native.model.layers[layer].mlp.experts.down_proj
+        block: Any = loaded.native.model.layers[layer]
+        projections: torch.Tensor = block.mlp.experts.down_proj
         gates.append(gate.weight.detach().float().cpu())
-        outputs.append(torch.cat([first_singular(some.float()).cpu() for some in projections.split(_AT_A_TIME)]))
+        some = torch.split(projections, _AT_A_TIME)
+        outputs.append(torch.cat([first_singular(each.float()).cpu() for each in some]))
     return {name: torch.stack(rows).half().numpy() for name, rows in (("gate", gates), ("output", outputs))}
 
 

@@ -1,7 +1,7 @@
-"""One vector an expert for what it listens to and one for what it writes, beside the parts: weights for readers without a model.
+"""What every expert listens to and what it writes, a vector each, for readers that have no model.
 
-gate    [M E D]  the expert's router row
-output  [M E D]  first left singular vector of its down projection, times the singular value; its sign means nothing
+``gate`` [M E D] is the expert's router row; ``output`` [M E D] the first left singular vector of its down projection, times the
+singular value: the direction it writes most along, as a line, so that its sign means nothing.
 """
 
 import os
