@@ -34,9 +34,9 @@ def cluster_agreement(run: Run, *, views: Sequence[str] | None = None, permutati
     """How far the clusters of two views are the same, beside what dealing experts anew makes of it.
 
     One row a scope ("one layer", "all layers"), `layer` (0 for all layers) and pair of views (`view`, `other`; "router group"
-    is the router's own): `experts`, adjusted Rand index `ari`, its mean `ari_null` and 95 % band (`null_low`, `null_high`)
-    under the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows (Benjamini-Hochberg), `permutations`
-    and `seed`.
+    is the router's own): `experts`, adjusted Rand index `ari`, its mean `ari_null` and 95 % band (`null_low`,
+    `null_high`) under the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows (Benjamini-Hochberg),
+    `permutations` and `seed`.
 
     Args:
         run: As for `expert_clusters`.

@@ -11,7 +11,15 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
-from ling_probe.charts.experts import cluster_map, coactivation_heatmap
+from ling_probe.charts.contributions import (
+    attribution_lines,
+    attribution_scatter,
+    norm_rank_lines,
+    norm_strip,
+    saliency_scatter,
+    shared_lines,
+)
+from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
@@ -23,7 +31,13 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
-    "expert_clusters": lambda table, _: [cluster_map(table)],
+    "expert_clusters": lambda table, _: cluster_maps(table),
+    "cluster_agreement": lambda table, _: [agreement_heatmap(table)],
+    "expert_saliency": lambda table, _: [saliency_scatter(table)],
+    "super_experts": lambda table, _: [norm_strip(table)],
+    "norm_rank": lambda table, _: [norm_rank_lines(table)],
+    "shared_share": lambda table, _: [shared_lines(table)],
+    "logit_attribution": lambda table, _: [attribution_lines(table), attribution_scatter(table)],
 }
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
@@ -32,11 +46,19 @@ __all__ = [
     "FIGURES",
     "MUTED",
     "PALETTE",
+    "agreement_heatmap",
+    "attribution_lines",
+    "attribution_scatter",
     "balance_lines",
     "cluster_map",
+    "cluster_maps",
     "coactivation_heatmap",
     "escape",
     "load_heatmap",
+    "norm_rank_lines",
+    "norm_strip",
+    "saliency_scatter",
+    "shared_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",

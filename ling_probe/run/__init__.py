@@ -7,8 +7,8 @@
     parts/00000/tokens.parquet      one row a token; per routed layer L experts_L, weights_L, and what else was kept
 
 `manifest` is what run.json says, `tables` what the Parquet files hold, `experts` the vectors beside them, `store` the
-folder: whole parts or none, resume, reading by columns. `partition` says which records make which part, `merge` joins what several machines wrote, `check` finds damage, and
-`folder` holds the lock of the one writer.
+folder: whole parts or none, resume, reading by columns. `partition` says which records make which part, `merge` joins what
+several machines wrote, `check` finds damage, and `folder` holds the lock of the one writer.
 """
 
 from ling_probe.run.experts import EXPERTS
