@@ -35,7 +35,7 @@ def cluster_agreement(run: Run, *, views: Sequence[str] | None = None, permutati
 
     One row a scope ("one layer", "all layers"), `layer` (0 for all layers) and pair of views (`view`, `other`; "router group"
     is the router's own): `experts`, adjusted Rand index `ari`, its mean `ari_null` and 95 % band (`null_low`,
-    `null_high`) under the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows (Benjamini-Hochberg),
+    `null_high`) under the permutations, adjusted mutual information `ami`, one-sided `p`, `q` over all rows,
     `permutations` and `seed`.
 
     Args:

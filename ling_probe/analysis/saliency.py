@@ -110,7 +110,7 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"Expert {row['expert']:.0f} of layer {row['layer']:.0f} adds most when it is chosen, a mean norm of "
             f"{row['saliency']:.3g} (95 % interval {row['ci_low']:.3g} to {row['ci_high']:.3g}; {percent(row['load'])} of the "
             f"load, {percent(row['share'])} of what its layer adds). Half of what a layer adds comes from "
-            f"{most['experts_50']:.0f} of {n_experts} experts in layer {most['layer']:.0f} and from {least['experts_50']:.0f} in "
+            f"{most['experts_50']:.0f} of {n_experts} experts in layer {most['layer']:.0f} and {least['experts_50']:.0f} in "
             f"layer {least['layer']:.0f}; nine tenths from {layers['experts_90'].min()} to {layers['experts_90'].max()}. "
             f"Saliency and load correlate by {effect:.2f} ({low:.2f} to {high:.2f}; Spearman, mean over layers)."
         ),

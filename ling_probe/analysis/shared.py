@@ -2,8 +2,8 @@
 
 The share is |shared| / (|shared| + |routed|). A run keeps the norm of every chosen expert's contribution, not that of their
 sum, so |routed| is known between bounds: at most their sum (all in one direction), at least the largest less the others.
-`share` takes them as orthogonal, the root of the sum of squares; `least` and `most` are what the bounds allow. Nothing is known of the
-angle between shared and routed: a share of norms is no share of an effect.
+`share` takes them as orthogonal, the root of the sum of squares; `least` and `most` are what the bounds allow. Nothing is
+known of the angle between shared and routed: a share of norms is no share of an effect.
 
 Whether labels (families) differ is asked at equal tokens:
 

@@ -76,6 +76,7 @@ def shared_lines(table: pd.DataFrame) -> go.Figure:
     ]
     every[2].showlegend = False
     figure = figure_of([*every, *traces], ANALYSES["shared_share"].question, x="layer", y="share of norms", height=460)
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
     return figure.update_xaxes(type="category").update_yaxes(tickformat=".0%", rangemode="tozero")
 
 
@@ -91,21 +92,23 @@ def attribution_lines(table: pd.DataFrame) -> go.Figure:
 
 def attribution_scatter(table: pd.DataFrame) -> go.Figure:
     """Mean direct attribution of every expert by layer, of `logit_attribution`: promoting above the line, demoting below."""
-    found = [("found", "q < 0.05", PALETTE[0]), ("not", "not significant", MUTED)]
-    groups = dict(iter(table.groupby(np.where(table["q"] < 0.05, "found", "not"))))
+    found = table["q"] < 0.05
     traces = [
         go.Scatter(
-            x=groups[key]["layer"].astype(str),
-            y=groups[key]["mean"].to_numpy(np.float32),
-            customdata=groups[key][["expert", "rank", "share"]].to_numpy(np.float32),
+            x=rows["layer"].astype(str),
+            y=rows["mean"].to_numpy(np.float32),
+            customdata=rows[["expert", "rank", "share"]].to_numpy(np.float32),
             mode="markers",
             name=name,
             marker={"color": colour, "size": 6, "opacity": 0.6},
-            hovertemplate="layer %{x}, expert %{customdata[0]}<br>%{y:.2f} logits when chosen<br>mean rank %{customdata[1]:.1f}, "
-            "%{customdata[2]:.2%} of its layer",
+            hovertemplate="layer %{x}, expert %{customdata[0]}<br>%{y:.2f} logits when chosen<br>mean rank %{customdata[1]:.1f}"
+            "<br>%{customdata[2]:.2%} of its layer",
         )
-        for key, name, colour in found
-        if key in groups
+        for rows, name, colour in (
+            (table[found], "q < 0.05", PALETTE[0]),
+            (table[~found], "not significant", MUTED),
+        )
+        if len(rows)
     ]
     question = ANALYSES["logit_attribution"].question
     figure = figure_of(traces, question, x="layer", y="direct attribution when chosen, logits", height=420)
@@ -124,7 +127,7 @@ def norm_strip(table: pd.DataFrame) -> go.Figure:
             mode="markers",
             name=name,
             marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.7},
-            hovertemplate="layer %{x}, expert %{customdata[0]}<br>norm %{y:.3g}, %{customdata[1]:.1f} times the middle expert's",
+            hovertemplate="layer %{x}, expert %{customdata[0]}<br>norm %{y:.3g}, %{customdata[1]:.1f} times the middle",
         )
         for name, colour, symbol, rows in (
             ("experts", PALETTE[0], "circle", table[~table["stands_apart"]]),

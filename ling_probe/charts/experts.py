@@ -70,8 +70,8 @@ def cluster_map(table: pd.DataFrame, *, view: str | None = None, layer: int | No
         )
         for place, (cluster, rows) in enumerate(shown.groupby("cluster"))
     ]
-    kinds = "kinds" if shown["kinds"].iloc[0] else "no kinds"
-    title = f"Experts by {escape(view)}, {'all layers' if layer is None else f'layer {layer}'} ({kinds})"
+    place, kinds = "all layers" if layer is None else f"layer {layer}", "yes" if shown["kinds"].iloc[0] else "no"
+    title = f"Do experts fall into kinds by {escape(view)}, {place}? ({kinds})"
     figure = figure_of(traces, title, x="first component (no unit)", y="second component (no unit)", height=460)
     return figure.add_hline(y=0, line={"color": GRID}).add_vline(x=0, line={"color": GRID})
 
@@ -87,7 +87,7 @@ def agreement_heatmap(table: pd.DataFrame) -> go.Figure:
     cells = grid(rows, "pair", "layer", "ari")
     heat = go.Heatmap(
         z=cells.to_numpy(np.float32),
-        x=["all" if layer == 0 else str(layer) for layer in cells.columns],
+        x=["all" if name == "0" else name for name in map(str, cells.columns)],
         y=[escape(pair) for pair in cells.index],
         zmin=-1,
         zmid=0,
