@@ -11,7 +11,6 @@ from ling_probe import charts
 from ling_probe.analysis import (
     ANALYSES,
     coactivation,
-    expert_clusters,
     expert_load,
     family_specialisation,
     label_specialisation,
@@ -129,20 +128,12 @@ def test_coactivation_heatmap_is_symmetric_with_an_empty_diagonal(run):
         charts.coactivation_heatmap(table, layer=7)
 
 
-def test_cluster_map_holds_every_expert_once(run):
-    table = expert_clusters(run)
-    figure = charts.cluster_map(table)
-    assert sum(len(trace.x) for trace in figure.data) == 48
-    assert len(figure.data) == table["n_clusters"].iloc[0]
-
-
 def test_titles_ask_the_question_and_axes_are_named(run, labels):
     figures = {
         "expert_load": charts.load_heatmap(expert_load(run)),
         "load_balance": charts.balance_lines(load_balance(run)),
         "label_specialisation": charts.specialisation_volcano(labels),
         "family_specialisation": charts.specialisation_volcano(family_specialisation(run)),
-        "expert_clusters": charts.cluster_map(expert_clusters(run)),
     }
     for name, figure in figures.items():
         assert figure.layout.title.text == ANALYSES[name].question
