@@ -50,7 +50,7 @@ def expert_clusters(run: Run, *, views: Sequence[str] | None = None, draws: int 
     Args:
         run: Any run of two sequences or more; profiles need step labels, gate and output the weights of its experts.
         views: Of `views.VIEWS`; every one that the run has, by default.
-        draws: Resampled data for the stability.
+        draws: Resampled data for the stability; four at most for weights over all layers.
         seed: Of k-means, clouds and resampling.
 
     Raises:

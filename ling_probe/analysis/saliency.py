@@ -135,7 +135,7 @@ EXPERT_SALIENCY = Analysis(
     question="How much does each expert add when it is chosen?",
     claim="How much an expert adds when it is chosen goes with how often it is chosen.",
     method=(
-        "Mean norm of weight times output over the tokens that chose the expert (REAP); intervals from a bootstrap over "
+        "Mean norm of weight times output over the tokens that chose it (REAP), prompts too; intervals from a bootstrap over "
         "bundles of sequences; rank correlation with the load, mean over layers."
     ),
     order=most_salient_first,

@@ -35,6 +35,8 @@ DIMENSIONS = 8
 ALL_LAYERS, ONE_LAYER = "all layers", "one layer"
 _CELLS = 2**25
 """Counts held at a time, by layer, token id and expert."""
+_DRAWS = 4
+"""Most samples of dimensions over all layers, each of which compares every two experts of the model."""
 _DENSE = 1000
 """More points than this get their eigenvectors by iteration."""
 
@@ -210,7 +212,8 @@ def _weight_points(
     if len(vectors) > 1:
         scopes.append((ALL_LAYERS, run.spec.routed_layers, vectors.reshape(-1, vectors.shape[-1])))
     for scope, layers, rows in scopes:
-        points = np.stack([_scaled(similarity(_cosines(rows * np.sqrt(weight)))) for weight in weights])
+        some = weights if scope == ONE_LAYER else weights[: _DRAWS + 1]
+        points = np.stack([_scaled(similarity(_cosines(rows * np.sqrt(weight)))) for weight in some])
         yield Points(view, scope, layers, points[0], points[1:])
 
 
