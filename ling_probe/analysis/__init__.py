@@ -5,6 +5,7 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 
 from ling_probe.analysis.agreement import cluster_agreement
 from ling_probe.analysis.attribution import logit_attribution
+from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.load import expert_load, load_balance
@@ -14,6 +15,8 @@ from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, fin
 from ling_probe.analysis.saliency import expert_saliency
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.shared import shared_share
+from ling_probe.analysis.similarity import step_similarity
+from ling_probe.analysis.solutions import answer_prediction
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
 from ling_probe.analysis.super_experts import super_experts
 
@@ -23,7 +26,9 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "answer_prediction",
     "answers",
+    "causal_effects",
     "cluster_agreement",
     "coactivation",
     "expert_clusters",
@@ -38,6 +43,7 @@ __all__ = [
     "norm_rank",
     "script_main",
     "shared_share",
+    "step_similarity",
     "super_experts",
     "sure_effect",
     "surest_first",

@@ -6,6 +6,7 @@ import pandas as pd
 
 from ling_probe.analysis.agreement import CLUSTER_AGREEMENT
 from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
+from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
@@ -13,6 +14,8 @@ from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.saliency import EXPERT_SALIENCY
 from ling_probe.analysis.shared import SHARED_SHARE
+from ling_probe.analysis.similarity import STEP_SIMILARITY
+from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.errors import UsageError
@@ -23,6 +26,7 @@ ANALYSES: dict[str, Analysis] = {
     for each in (
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
+        STEP_SIMILARITY,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COACTIVATION,
@@ -33,6 +37,8 @@ ANALYSES: dict[str, Analysis] = {
         NORM_RANK,
         SHARED_SHARE,
         LOGIT_ATTRIBUTION,
+        ANSWER_PREDICTION,
+        CAUSAL_EFFECTS_OF_ROUTING,
     )
 }
 """Every analysis by name, in the order a report tells them."""

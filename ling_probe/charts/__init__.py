@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
+from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.contributions import (
     attribution_lines,
     attribution_scatter,
@@ -21,6 +22,7 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
+from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
@@ -28,6 +30,7 @@ from ling_probe.spec import ModelSpec
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
+    "step_similarity": lambda table, _: [similarity_lines(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
@@ -38,6 +41,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "norm_rank": lambda table, _: [norm_rank_lines(table)],
     "shared_share": lambda table, _: [shared_lines(table)],
     "logit_attribution": lambda table, _: [attribution_lines(table), attribution_scatter(table)],
+    "answer_prediction": lambda table, _: [auroc_bars(table)],
+    "causal_effects": lambda table, _: [causal_bars(table)],
 }
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
@@ -49,7 +54,9 @@ __all__ = [
     "agreement_heatmap",
     "attribution_lines",
     "attribution_scatter",
+    "auroc_bars",
     "balance_lines",
+    "causal_bars",
     "cluster_map",
     "cluster_maps",
     "coactivation_heatmap",
@@ -59,6 +66,7 @@ __all__ = [
     "norm_strip",
     "saliency_scatter",
     "shared_lines",
+    "similarity_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
