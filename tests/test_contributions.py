@@ -169,7 +169,7 @@ def test_the_share_of_a_layer_is_the_mean_over_tokens(tmp_path):
     (batches,) = [list(run.batches(columns=["shared", "contribution"]))]
     shared = np.concatenate([batch.extra["shared"] for batch in batches]).astype(float)
     routed = np.sqrt(np.concatenate([batch.extra["contribution"] for batch in batches]).astype(float) ** 2 @ np.ones(4))
-    layers = shared_share(run, permutations=19, draws=50)
+    layers = shared_share(run, draws=50)
     layers = layers[layers["kind"] == "layer"]
     assert layers["share"].to_numpy() == pytest.approx((shared / (shared + routed)).mean(axis=0), rel=1e-5)
     assert ((layers["least"] < layers["share"]) & (layers["share"] < layers["most"])).all()
@@ -184,7 +184,7 @@ def test_a_label_that_needs_the_shared_expert_is_found(tmp_path):
         shared[np.array(inside), 1] *= 3
         return {"shared": shared}
 
-    table = shared_share(run_with(tmp_path / "run", 60, change=more), permutations=999, draws=100)
+    table = shared_share(run_with(tmp_path / "run", 60, change=more), draws=100)
     found = row(table, kind="label", name="add", layer=2)
     assert found["q"] < 0.05
     assert found["ci_low"] > 0.05
@@ -208,7 +208,7 @@ def test_labels_that_differ_in_words_alone_do_not_differ_in_share(tmp_path):
             return {"shared": extras["shared"] * scale[:, None]}
 
         run = run_with(tmp_path / f"{seed}", 20, seed=seed, effects=words, change=follow)
-        table = shared_share(run, permutations=199, draws=50, seed=seed)
+        table = shared_share(run, draws=50, seed=seed)
         tested = table[(table["kind"] == "label") & (table["layer"] == 1)]
         p += tested["p"].tolist()
         difference += tested["difference"].tolist()
@@ -275,7 +275,7 @@ def test_a_run_that_kept_nothing_says_what_to_keep(make_run, analysis):
 
 def test_prompts_alone_have_no_attribution_and_a_share_of_layers_alone(make_run):
     plain = make_run(labels={"text": ("other",)}, n_steps=(0, 0), keep=KEEP)
-    assert set(shared_share(plain, permutations=9, draws=9)["kind"]) == {"layer"}
+    assert set(shared_share(plain, draws=9)["kind"]) == {"layer"}
 
 
 def test_parts_do_not_matter(make_run):

@@ -81,7 +81,7 @@ def test_agreement_has_a_cell_for_every_comparison(run):
 
 
 def test_labels_are_shown_letter_by_letter(run):
-    table = shared_share(run, permutations=9, draws=9)
+    table = shared_share(run, draws=9)
     table.loc[table["name"] == "add", "name"] = NASTY
     text = json.dumps(charts.shared_lines(table).to_plotly_json(), default=str)
     assert NASTY not in text

@@ -34,20 +34,19 @@ LEAST_EFFECT = 0.02
 """Difference in share below which labels do not differ to speak of."""
 
 
-def shared_share(run: Run, *, permutations: int = 999, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def shared_share(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Share of the shared expert in what each routed layer adds: of all tokens, by step label, by family.
 
     One row a `kind` ("layer", "label", "family"), `name` (the label or family) and `layer`: `tokens`, mean `share` with its
     95 % bootstrap interval over bundles of sequences (`share_low`, `share_high`), the means that bounds on the routed sum allow
     (`least`, `most`). For labels and families, the `difference` from the others of the same family at equal tokens with its
-    interval (`ci_low`, `ci_high`), two-sided `p` from whole-step permutation inside each problem (families over sequences), and
-    `q` over all rows. Rows of kind "layer" have no difference.
+    interval (`ci_low`, `ci_high`), two-sided `p` from the moments of whole-step permutation inside each problem (families over
+    sequences; `stats.NullMoments`), and `q` over all rows. Rows of kind "layer" have no difference.
 
     Args:
         run: A run captured with --keep contribution, of a model with a shared expert.
-        permutations: Shuffles of the test.
         draws: Bootstrap samples.
-        seed: Of bundles, shuffles and samples.
+        seed: Of bundles and samples.
 
     Raises:
         UsageError: Contributions or those of the shared expert were not kept.
@@ -57,10 +56,10 @@ def shared_share(run: Run, *, permutations: int = 999, draws: int = 1000, seed: 
     weights = np.concatenate([np.ones((1, n_bundles)), stats.bootstrap_weights(n_bundles, draws=draws, seed=seed)])
     tables = [_by_layer(run, bundle, weights)]
     found = [_classes(run, classify) for classify in (classified_steps, classified_families)]
-    tables += [_by_class(run, each, bundle, weights, permutations, seed) for each in found if each]
+    tables += [_by_class(run, each, bundle, weights) for each in found if each]
     table = pd.concat(tables, ignore_index=True)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy(dtype=float))
-    return table.assign(permutations=permutations, seed=seed)
+    return table.assign(seed=seed)
 
 
 def _classes(run: Run, classify: Callable[[Run], Classified]) -> Classified | None:
@@ -150,9 +149,8 @@ class _Words:
 
 
 def _by_class(
-    run: Run, classified: Classified, bundle: Integer[np.ndarray, " S"], weights: Float64[np.ndarray, "B U"], permutations: int,
-    seed: int,
-) -> pd.DataFrame:  # fmt: skip
+    run: Run, classified: Classified, bundle: Integer[np.ndarray, " S"], weights: Float64[np.ndarray, "B U"]
+) -> pd.DataFrame:
     words, n_bundles, n_classes, n_rows = _Words.of(run, classified), weights.shape[1], len(classified.names), run.spec.n_rows
     residual, length = np.zeros((len(classified.codes), n_rows)), np.zeros(len(classified.codes))
     plain = np.zeros((n_classes, n_bundles, 1 + 3 * n_rows))
@@ -168,7 +166,7 @@ def _by_class(
         for each in range(n_classes):
             side = (code != each) * n_bundles + home
             equal[each] += _weighted_sums(values, weight[:, each], side, 2 * n_bundles).reshape(equal[each].shape)
-    p = _p(classified, residual, length, permutations, seed)
+    p = _p(classified, residual, length)
     return pd.concat(
         [_class_rows(run, classified, each, plain[each], equal[each], weights, p[each]) for each in range(n_classes)]
     )
@@ -198,24 +196,16 @@ def _class_rows(
 
 
 def _p(
-    classified: Classified,
-    residual: Float64[np.ndarray, "O M"],
-    length: Float64[np.ndarray, " O"],
-    permutations: int,
-    seed: int,
+    classified: Classified, residual: Float64[np.ndarray, "O M"], length: Float64[np.ndarray, " O"]
 ) -> Float64[np.ndarray, "A M"]:
-    blocks = classified.sequence if classified.kind == "label" else None
-    if blocks is not None:
-        n_sequences = int(blocks.max()) + 1
-        per_token = sum_by(residual, blocks, n_sequences) / np.maximum(np.bincount(blocks, length, n_sequences), 1)[:, None]
-        residual = residual - per_token[blocks] * length[:, None]
-    else:
-        residual = residual - residual.sum(axis=0) / max(length.sum(), 1) * length[:, None]
-    shuffled = stats.permute_labels(classified.codes, blocks=blocks, draws=permutations, seed=seed)
-    exceeding = [
-        stats.count_exceeding(residual, classified.codes == code, shuffled == code) for code in range(len(classified.names))
-    ]
-    return stats.permutation_p(np.stack(exceeding), permutations)
+    """From the exact moments of a shuffle of labels over whole steps inside each problem, of families over sequences."""
+    blocks = classified.sequence if classified.kind == "label" else np.zeros_like(classified.codes)
+    n_blocks = int(blocks.max()) + 1
+    per_token = sum_by(residual, blocks, n_blocks) / np.maximum(np.bincount(blocks, length, n_blocks), 1)[:, None]
+    values = residual - per_token[blocks] * length[:, None]
+    n_labels = len(classified.names)
+    sums = stats.ShuffleSums.of(values, classified.codes, blocks=blocks, n_labels=n_labels, n_blocks=n_blocks)
+    return sums.moments().p(least=1e-12)
 
 
 def layers_then_surest(table: pd.DataFrame) -> pd.DataFrame:
