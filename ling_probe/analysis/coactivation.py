@@ -172,7 +172,12 @@ def _blocks_of_choices(
 def _taken_from_its_group(group: Integer[np.ndarray, "K N"]) -> Integer[np.ndarray, "K N"]:
     """How many experts the token took from the group of each of its experts."""
     small = group.astype(np.min_scalar_type(int(group.max(initial=0))))
-    return np.stack([(small == each).sum(axis=0, dtype=np.int64) for each in small])
+    size = np.ones(group.shape, dtype=np.min_scalar_type(len(group)))
+    for slot in range(len(group) - 1):
+        same = small[slot] == small[slot + 1 :]
+        size[slot] += same.sum(axis=0, dtype=size.dtype)
+        size[slot + 1 :] += same
+    return size.astype(np.int64)
 
 
 def _slot_pairs(columns: Integer[np.ndarray, "K N"], n_columns: int) -> Integer[np.ndarray, "C C"]:
@@ -230,7 +235,7 @@ def _finding(table: pd.DataFrame) -> Finding:
     row = surest_first(found).iloc[0]
     return Finding(
         sentence=(
-            f"{tested}; the surest are experts {row['expert']} and {row['other']} of layer {row['layer']}, "
+            f"{tested}; the surest are experts {row['expert']:.0f} and {row['other']:.0f} of layer {row['layer']:.0f}, "
             f"{fold(row['lift'])} times as often as expected (95 % interval {fold_interval(row)})."
         ),
         verdict=verdict,

@@ -95,8 +95,8 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"{passes} of {len(table):,} experts pass the published rule, {apart} of them stand apart ({APART:.0f} times the "
             f"middle expert in half the sequences or more). The largest output of any layer is of expert "
-            f"{row['expert']:.0f} of layer {row['layer']:.0f}: norm {row['max_norm']:.3g}, {row['times_median']:.1f} times the middle expert's largest. "
-            "Norms stand in for the largest entry of an output."
+            f"{row['expert']:.0f} of layer {row['layer']:.0f}: norm {row['max_norm']:.3g}, {row['times_median']:.1f} times the "
+            "middle expert's largest. Norms stand in for the largest entry of an output."
         ),
         verdict=Verdict.SUPPORTED if apart else Verdict.NOT_SUPPORTED,
         rung=0,
