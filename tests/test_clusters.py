@@ -9,7 +9,7 @@ from synthetic import Effects, Planted, synthetic_spec
 
 from ling_probe import stats
 from ling_probe.analysis import ANALYSES, Verdict, agreement, cluster_agreement, clusters, expert_clusters, views
-from ling_probe.analysis.agreement import rand_indices
+from ling_probe.analysis.clusterings import rand_indices
 from ling_probe.analysis.clusters import best_clusters, clusterings, silhouettes
 from ling_probe.analysis.views import coactivation_points, profile_points
 from ling_probe.errors import UsageError

@@ -3,7 +3,7 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
-from ling_probe.analysis.agreement import cluster_agreement
+from ling_probe.analysis.clusterings import cluster_agreement
 from ling_probe.analysis.attribution import logit_attribution
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.clusters import expert_clusters

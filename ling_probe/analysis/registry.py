@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from ling_probe.analysis.agreement import CLUSTER_AGREEMENT
+from ling_probe.analysis.clusterings import CLUSTER_AGREEMENT
 from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
