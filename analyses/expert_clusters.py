@@ -1,8 +1,9 @@
-"""Whether the experts of a checkpoint fall into kinds by what they prefer.
+"""Whether the experts of a checkpoint fall into kinds: by what they prefer, their company, or their weights.
 
     python analyses/expert_clusters.py RUN [--json] [--rows N]
 
-Believe the clusters if `mean_silhouette` is well above `silhouette_floor` and `stability` near 1; every row says so.
+Believe the clusters where `kinds` is true: `mean_silhouette` above `silhouette_floor` (one cloud of the same spread) and a
+quarter, and `stability` above a half. Compare views by `cluster_agreement.py`.
 """
 
 import sys

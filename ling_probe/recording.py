@@ -1,7 +1,7 @@
 """Capture into a run folder: part after part, a summary, and going on after an interruption.
 
 1. `cut` the records into parts; where they begin follows from the records and options alone.
-2. Open the run, or make it, and keep every other writer away.
+2. Open the run, or make it, and keep every other writer away; keep the experts' vectors, unless the model is streamed.
 3. Capture each part that the run and its shard still lack, in batches of its own, and append it.
 4. Sum up, and mark the run complete.
 
@@ -22,7 +22,7 @@ from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.streaming import StreamedLing
-from ling_probe.run import Run, Shard, cut, summarise
+from ling_probe.run import EXPERTS, Run, Shard, cut, summarise
 from ling_probe.steps import RULES_VERSION, check_steps
 from ling_probe.trace import RoutingTrace
 from ling_probe.writing import PartWriter
@@ -122,6 +122,8 @@ def record(
             run.drop_damaged()
         if run.is_complete:
             return run
+        if EXPERTS not in run.manifest.files and (vectors := loaded.expert_vectors()):
+            run.keep_experts(vectors)
         held = {int(part.name): part.sequences for part in run.manifest.parts}
         done = sum(held.values())
         with PartWriter(run) as writer:

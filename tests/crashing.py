@@ -27,14 +27,15 @@ from ling_probe.activations import ActivationSpec
 from ling_probe.benchmarks import Benchmark, Record
 from ling_probe.capture.vectors import Spill
 from ling_probe.errors import LingProbeError
-from ling_probe.run import Run, Shard, merge
+from ling_probe.run import EXPERTS, Run, Shard, merge
 from ling_probe.run.folder import LOCK
 from ling_probe.run.manifest import NEW
 from ling_probe.trace import Activation
 
 SPEC = synthetic_spec()
 MODEL = {"name": "synthetic", "digest": "0" * 64, "device": "cpu", "tokenizer_digest": "2" * 64}
-LOADED = SimpleNamespace(spec=SPEC, digest=MODEL["digest"], describe=lambda: dict(MODEL))
+VECTORS = {name: np.random.default_rng(5).normal(size=(3, 16, 8)).astype(np.float16) for name in ("gate", "output")}
+LOADED = SimpleNamespace(spec=SPEC, digest=MODEL["digest"], describe=lambda: dict(MODEL), expert_vectors=lambda: dict(VECTORS))
 KEPT = ActivationSpec(names=("residual:0", "router:1"))
 CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link")
 """Everything that changes names on the disk or makes bytes stay there."""
@@ -65,9 +66,10 @@ def record(folder, n_records, parts, **options):
 
 
 def contents(folder):
-    """Every byte under ``parts``, by path, and what run.json says but for the times."""
+    """Every byte under ``parts`` and of the experts' vectors, by path, and what run.json says but for the times."""
     folder = Path(folder)
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in (folder / "parts").rglob("*") if path.is_file()}
+    paths = [path for path in (*(folder / "parts").rglob("*"), folder / EXPERTS) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     said = json.loads((folder / "run.json").read_text())
     return files, {name: value for name, value in said.items() if name not in ("created", "finished")}
 

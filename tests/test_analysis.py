@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import adjusted_rand_score
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
 from ling_probe import metrics, stats
 from ling_probe.analysis import (
     ANALYSES,
     coactivation,
-    expert_clusters,
     expert_load,
     family_specialisation,
     label_specialisation,
@@ -280,30 +278,10 @@ def test_quasi_independence_keeps_the_row_sums_of_a_table_it_made():
     assert not quasi_independent(np.zeros(3)).any()
 
 
-def test_planted_kinds_of_expert_are_clusters(make_run):
-    kinds = {"multiply": range(5), "premise": range(5, 10), "abduce": range(10, 15)}
-    plants = tuple(Planted(layer, e, label, 3.0) for layer in (1, 2, 3) for label, some in kinds.items() for e in some)
-    table = expert_clusters(make_run(90, spec=synthetic_spec(n_groups=1, topk_groups=1), planted=plants))
-    truth = table["expert"].clip(upper=14) // 5
-    kept = table["expert"] < 15
-    assert adjusted_rand_score(truth[kept], table["cluster"][kept]) > 0.8
-    assert table["stability"].iloc[0] > 0.7
-    assert table["mean_silhouette"].iloc[0] > table["silhouette_floor"].iloc[0] + 0.2
-    sizes = table["cluster"].value_counts()
-    assert sizes.sort_index().is_monotonic_decreasing
-
-
-def test_clusters_of_noise_are_no_better_than_their_floor_and_do_not_come_back(make_run):
-    table = expert_clusters(make_run(40))
-    assert table["stability"].iloc[0] < 0.5
-    assert table["mean_silhouette"].iloc[0] < table["silhouette_floor"].iloc[0] + 0.15
-
-
 def test_a_run_without_steps_or_families_says_so(make_run):
     plain = make_run(labels={"text": ("other",)}, n_steps=(0, 0))
-    for analysis in (label_specialisation, expert_clusters):
-        with pytest.raises(UsageError, match="no step labels in this run"):
-            analysis(plain)
+    with pytest.raises(UsageError, match="no step labels in this run"):
+        label_specialisation(plain)
     with pytest.raises(UsageError, match=r"one family only in this run \(text\); comparing needs two"):
         family_specialisation(plain)
     assert len(expert_load(plain)) == 48

@@ -12,7 +12,6 @@ from ling_probe.analysis import (
     ANALYSES,
     coactivation,
     correctness_specialisation,
-    expert_clusters,
     expert_load,
     family_specialisation,
     label_specialisation,
@@ -183,13 +182,6 @@ def test_coactivation_heatmap_is_symmetric_with_an_empty_diagonal(run):
         charts.coactivation_heatmap(table, layer=7)
 
 
-def test_cluster_map_holds_every_expert_once(run):
-    table = expert_clusters(run)
-    figure = charts.cluster_map(table)
-    assert sum(len(trace.x) for trace in figure.data) == 48
-    assert len(figure.data) == table["n_clusters"].iloc[0]
-
-
 def test_titles_ask_the_question_and_axes_are_named(run, labels):
     figures = {
         "expert_load": charts.load_heatmap(expert_load(run)),
@@ -198,7 +190,6 @@ def test_titles_ask_the_question_and_axes_are_named(run, labels):
         "family_specialisation": charts.specialisation_volcano(family_specialisation(run)),
         "correctness_specialisation": charts.specialisation_bars(correctness_specialisation(run)),
         "risk_difference": charts.risk_bars(risk_difference(run)),
-        "expert_clusters": charts.cluster_map(expert_clusters(run)),
     }
     for name, figure in figures.items():
         assert figure.layout.title.text == ANALYSES[name].question

@@ -121,7 +121,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
             pass
     with other.writing():
         pass
-    assert sorted(path.name for path in run.folder.iterdir()) == ["parts", "run.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["experts.safetensors", "parts", "run.json"]
 
 
 def test_the_lock_of_a_killed_writer_is_free(tmp_path):

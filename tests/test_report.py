@@ -194,7 +194,7 @@ def test_a_run_without_steps_answers_what_it_can(make_run, tmp_path):
     sections = json.loads((tmp_path / "report" / "report.json").read_text())["sections"]
     answered = {each["name"]: each["total_rows"] > 0 for each in sections}
     assert answered["load_balance"]
-    assert not answered["expert_clusters"]
+    assert not answered["label_specialisation"]
 
 
 def test_text_from_outside_is_shown_not_obeyed(tmp_path):

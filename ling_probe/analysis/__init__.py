@@ -5,9 +5,11 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
 from ling_probe.analysis.agreement import route_agreement
+from ling_probe.analysis.attribution import logit_attribution
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.choice_reasons import choice_reasons
 from ling_probe.analysis.churn import routing_churn
+from ling_probe.analysis.clusterings import cluster_agreement
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.committee import committee
@@ -19,6 +21,7 @@ from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.load_shift import load_shift
+from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.overlap import token_overlap
 from ling_probe.analysis.prediction import routing_prediction
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
@@ -26,9 +29,11 @@ from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, fin
 from ling_probe.analysis.repeats import repeat_choice
 from ling_probe.analysis.risk import risk_difference
 from ling_probe.analysis.rollout import prompt_rollout
+from ling_probe.analysis.saliency import expert_saliency
 from ling_probe.analysis.saturation import router_saturation
 from ling_probe.analysis.script import script_main
 from ling_probe.analysis.segment_routing import segment_routing
+from ling_probe.analysis.shared import shared_share
 from ling_probe.analysis.similarity import step_similarity
 from ling_probe.analysis.solutions import answer_prediction
 from ling_probe.analysis.specialisation import (
@@ -38,6 +43,7 @@ from ling_probe.analysis.specialisation import (
     label_specialisation,
     surest_picked,
 )
+from ling_probe.analysis.super_experts import super_experts
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.transition import layer_transition
 from ling_probe.analysis.usage_similarity import usage_similarity
@@ -55,6 +61,7 @@ __all__ = [
     "answers",
     "causal_effects",
     "choice_reasons",
+    "cluster_agreement",
     "coactivation",
     "committee",
     "correctness_specialisation",
@@ -64,6 +71,7 @@ __all__ = [
     "expert_clusters",
     "expert_load",
     "expert_reasons",
+    "expert_saliency",
     "family_specialisation",
     "finding",
     "findings_index",
@@ -73,6 +81,8 @@ __all__ = [
     "layer_transition",
     "load_balance",
     "load_shift",
+    "logit_attribution",
+    "norm_rank",
     "prompt_rollout",
     "repeat_choice",
     "risk_difference",
@@ -84,7 +94,9 @@ __all__ = [
     "routing_prediction",
     "script_main",
     "segment_routing",
+    "shared_share",
     "step_similarity",
+    "super_experts",
     "sure_effect",
     "surest_first",
     "surest_picked",

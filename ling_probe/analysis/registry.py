@@ -6,9 +6,11 @@ import pandas as pd
 
 from ling_probe.analysis.affinity import EXPERT_AFFINITY
 from ling_probe.analysis.agreement import ROUTE_AGREEMENT
+from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.choice_reasons import CHOICE_REASONS
 from ling_probe.analysis.churn import ROUTING_CHURN
+from ling_probe.analysis.clusterings import CLUSTER_AGREEMENT
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.committee import COMMITTEE
@@ -20,17 +22,21 @@ from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.load_shift import LOAD_SHIFT
+from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.overlap import TOKEN_OVERLAP
 from ling_probe.analysis.prediction import ROUTING_PREDICTION
 from ling_probe.analysis.question import Analysis, Finding, Verdict
 from ling_probe.analysis.repeats import REPEAT_CHOICE
 from ling_probe.analysis.risk import RISK_DIFFERENCE
 from ling_probe.analysis.rollout import PROMPT_ROLLOUT
+from ling_probe.analysis.saliency import EXPERT_SALIENCY
 from ling_probe.analysis.saturation import ROUTER_SATURATION
 from ling_probe.analysis.segment_routing import SEGMENT_ROUTING
+from ling_probe.analysis.shared import SHARED_SHARE
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.analysis.vocabulary import VOCABULARY_SPECIALISATION
@@ -41,38 +47,52 @@ from ling_probe.run import Run
 ANALYSES: dict[str, Analysis] = {
     each.name: each
     for each in (
-        LABEL_SPECIALISATION,
-        FAMILY_SPECIALISATION,
-        STEP_SIMILARITY,
-        CORRECTNESS_SPECIALISATION,
-        RISK_DIFFERENCE,
+        # what steps, families and answers have to do with it
         ROUTING_INFORMATION,
+        LABEL_SPECIALISATION,
+        STEP_SIMILARITY,
         LABEL_DECODING,
-        ROUTING_PREDICTION,
+        FAMILY_SPECIALISATION,
+        CORRECTNESS_SPECIALISATION,
+        ANSWER_PREDICTION,
+        RISK_DIFFERENCE,
+        CAUSAL_EFFECTS_OF_ROUTING,
+        # what the token has to do with it
         VOCABULARY_SPECIALISATION,
         TOKEN_OVERLAP,
         ENRICHMENT,
-        EXPERT_LOAD,
-        LOAD_BALANCE,
-        COVERAGE,
-        WEIGHT_CONCENTRATION,
+        ROUTING_PREDICTION,
+        # why an expert is chosen
         CHOICE_REASONS,
         EXPERT_REASONS,
         ROUTER_CONFIDENCE,
+        # how work is spread
+        EXPERT_LOAD,
+        LOAD_BALANCE,
+        COVERAGE,
+        COMMITTEE,
+        EXPERT_AFFINITY,
+        WEIGHT_CONCENTRATION,
+        USAGE_SIMILARITY,
+        # how routing moves along the text
         REPEAT_CHOICE,
         SEGMENT_ROUTING,
-        EXPERT_AFFINITY,
-        COMMITTEE,
-        USAGE_SIMILARITY,
-        COACTIVATION,
-        EXPERT_CLUSTERS,
-        ANSWER_PREDICTION,
-        CAUSAL_EFFECTS_OF_ROUTING,
         ROUTING_CHURN,
         PROMPT_ROLLOUT,
         LAYER_TRANSITION,
-        ROUTE_AGREEMENT,
+        # how experts go together
+        COACTIVATION,
+        EXPERT_CLUSTERS,
+        CLUSTER_AGREEMENT,
+        # what experts add
+        EXPERT_SALIENCY,
+        SUPER_EXPERTS,
+        NORM_RANK,
+        SHARED_SHARE,
+        LOGIT_ATTRIBUTION,
+        # how runs differ
         ROUTER_SATURATION,
+        ROUTE_AGREEMENT,
         LOAD_SHIFT,
     )
 }

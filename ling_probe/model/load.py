@@ -13,6 +13,7 @@ from ling_probe.errors import RoutingMismatch, UsageError
 from ling_probe.model.assemble import assemble
 from ling_probe.model.files import Checkpoint, find_checkpoint, weight_digest
 from ling_probe.model.modeling import LingForCausalLM, LingGate, gates
+from ling_probe.model.vectors import expert_vectors
 from ling_probe.routing import RoutingDifference, compare_routing, router_logits
 from ling_probe.spec import ModelSpec
 
@@ -67,6 +68,10 @@ class LoadedLing:
     def gates(self) -> dict[int, LingGate]:
         """The routers by decoder layer."""
         return gates(self.native)
+
+    def expert_vectors(self) -> dict[str, np.ndarray]:
+        """What every expert listens to and what it writes, [M E D] each by name; nothing where weights are not at hand."""
+        return expert_vectors(self)
 
 
 def load_native(name_or_path: str, *, revision: str | None = None, device: str = "auto", dtype: Dtype = "auto") -> LoadedLing:

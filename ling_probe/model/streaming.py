@@ -20,6 +20,7 @@ from functools import partial
 from math import prod
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoTokenizer
@@ -224,6 +225,10 @@ class StreamedLing(LoadedLing):
             "parameters": sum(prod(shape) for name, shape in shapes.items() if not name.endswith("expert_bias")),
             "streamed": True,
         }
+
+    def expert_vectors(self) -> dict[str, np.ndarray]:
+        """Nothing: it would read every expert's weights, of which a stream reads the chosen ones alone."""
+        return {}
 
     def forward(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
         """Each batch with its last hidden states [B, S, D], normed, in order; the head works until the next one is asked for.

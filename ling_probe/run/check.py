@@ -19,6 +19,15 @@ def damaged_files(folder: Path, part: Part) -> list[str]:
     return found
 
 
+def damaged_beside(folder: Path, manifest: Manifest) -> list[str]:
+    """Names of the files beside ``parts`` that are missing or not what was written."""
+    return [
+        name
+        for name, digest in sorted(manifest.files.items())
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
+
+
 def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
     """Files and folders under ``parts`` that run.json does not list, by their path in the run.
 

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,10 +74,12 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     """Ascending by name; the name is the part's number in the whole run."""
     summary: Mapping[str, Any] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 by name of what lies beside ``parts``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the order of run.json."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return values | {
             "spec": self.spec.to_dict(),
             "interventions": [each.to_dict() for each in self.interventions],
@@ -113,6 +115,9 @@ def read_manifest(folder: Path, *, whole: bool = True) -> Manifest:
         for name in part.files:
             if not (folder / "parts" / part.name / name).is_file():
                 raise RunError(f"{folder}: part {part.name} lacks {name}, which run.json lists; {REMEDY}")
+    for name in manifest.files if whole else ():
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} lacks {name}, which run.json lists; {REMEDY}")
     return manifest
 
 
@@ -173,8 +178,8 @@ def _values(folder: Path) -> dict[str, Any]:
 
 
 def _parsed(folder: Path, values: dict[str, Any]) -> Manifest:
-    values = {"shard": None} | values
-    known = {field.name for field in fields(Manifest)}
+    values = {"shard": None, "files": {}} | values
+    known = {each.name for each in fields(Manifest)}
     if missing := sorted(known - set(values)):
         raise RunError(f"{folder / 'run.json'} lacks {', '.join(missing)}; it is damaged or not the manifest of a run")
     try:

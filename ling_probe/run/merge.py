@@ -62,9 +62,11 @@ def merge(out: Path, shards: Sequence[Path]) -> Run:
     with new_folder(out) as new:
         (new / "parts").mkdir()
         for part, run in places:
-            _bring(run.folder / "parts" / part.name, new / "parts" / part.name, part)
+            _bring(run.folder / "parts" / part.name, new / "parts" / part.name, part.files)
         sync_folder(new / "parts")
-        manifest = _joined([run.manifest for run in runs], tuple(part for part, _ in places))
+        first = next((run for run in runs if run.manifest.files), runs[0])
+        _bring(first.folder, new, first.manifest.files)
+        manifest = _joined([run.manifest for run in runs], tuple(part for part, _ in places), first.manifest.files)
         write_manifest(new, replace(manifest, summary=summarise(Run(new, manifest))))
     return Run.open(out)
 
@@ -147,10 +149,10 @@ def _check_sequences(runs: Sequence[Run]) -> None:
         )
 
 
-def _bring(source: Path, target: Path, part: Part) -> None:
-    """A part's files under a second name, or a compared copy of them on another file system."""
-    target.mkdir()
-    for name, digest in part.files.items():
+def _bring(source: Path, target: Path, files: Mapping[str, str]) -> None:
+    """A folder's files under a second name, or a compared copy of them on another file system."""
+    target.mkdir(exist_ok=True)
+    for name, digest in files.items():
         try:
             os.link(source / name, target / name)
         except OSError:
@@ -167,7 +169,7 @@ def _copy(source: Path, target: Path, digest: str) -> None:
         raise RunError(f"{source} was copied and the copy differs; the disk or the network is not to be trusted, merge again")
 
 
-def _joined(manifests: Sequence[Manifest], parts: tuple[Part, ...]) -> Manifest:
+def _joined(manifests: Sequence[Manifest], parts: tuple[Part, ...], files: Mapping[str, str]) -> Manifest:
     """The manifest of the whole run; where machines differed, it names all."""
     first = manifests[0]
     names = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
@@ -182,6 +184,7 @@ def _joined(manifests: Sequence[Manifest], parts: tuple[Part, ...]) -> Manifest:
         versions={name: _listed(manifest.versions.get(name, "none") for manifest in manifests) for name in names},
         shard=None,
         parts=parts,
+        files=files,
     )
 
 

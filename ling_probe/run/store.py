@@ -2,20 +2,22 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from ling_probe.activations import ActivationSpec
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention, check_all
-from ling_probe.run.check import damaged_files, foreign_files, is_leftover
+from ling_probe.run.check import damaged_beside, damaged_files, foreign_files, is_leftover
+from ling_probe.run.experts import EXPERTS, read_experts, write_experts
 from ling_probe.run.folder import WriterLock, new_folder, sync_folder
 from ling_probe.run.manifest import (
     NEW,
@@ -186,6 +188,18 @@ class Run:
             if self._done is not None:
                 self._done.update(trace.sequence_id for trace in traces)
 
+    def keep_experts(self, vectors: Mapping[str, np.ndarray]) -> None:
+        """Add what `expert_vectors` gives back, or put it in the place of what was there.
+
+        Raises:
+            RunError: The run is complete, is or was changed by another process, or the disk takes no more.
+        """
+        with self.writing():
+            self._check_writable()
+            with self._cleared_on_failure(EXPERTS):
+                digest = write_experts(vectors, self.folder)
+                self._replace(replace(self.manifest, files={**self.manifest.files, EXPERTS: digest}))
+
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Mark the run complete; nothing can be appended after.
 
@@ -204,15 +218,17 @@ class Run:
         Raises:
             RunError: A file is missing or not what was written.
         """
-        if damaged := [each for part in self.manifest.parts for each in damaged_files(self.folder, part)]:
+        damaged = [f"{name} is missing or not what was written" for name in damaged_beside(self.folder, self.manifest)]
+        damaged += [each for part in self.manifest.parts for each in damaged_files(self.folder, part)]
+        if damaged:
             more = f", nor are {len(damaged) - 1} more files" if len(damaged) > 1 else ""
             raise RunError(f"{self.folder}: {damaged[0]}{more}; {REMEDY}")
         return foreign_files(self.folder, self.manifest)
 
     def drop_damaged(self) -> list[str]:
-        """Take parts with a missing or changed file out of the run, to be captured again; says what was wrong.
+        """Take parts with a missing or changed file out of the run, and such files beside them; says what was wrong.
 
-        A complete run that loses one is open again. Reads the whole run.
+        They are to be captured again: a complete run that loses one is open again. Reads the whole run.
 
         Raises:
             RunError: It is or was changed by another process.
@@ -221,10 +237,23 @@ class Run:
             self._check_unchanged()
             damaged = {part.name: damaged_files(self.folder, part) for part in self.manifest.parts}
             kept = tuple(part for part in self.manifest.parts if not damaged[part.name])
-            if len(kept) < len(self.manifest.parts):
-                self._replace(replace(self.manifest, parts=kept, state="open", finished=None, summary=None))
+            beside = damaged_beside(self.folder, self.manifest)
+            files = {name: digest for name, digest in self.manifest.files.items() if name not in beside}
+            if beside or len(kept) < len(self.manifest.parts):
+                self._replace(replace(self.manifest, parts=kept, files=files, state="open", finished=None, summary=None))
                 self._done = None
-            return [each for found in damaged.values() for each in found]
+            return [each for found in (beside, *damaged.values()) for each in found]
+
+    def expert_vectors(self) -> dict[str, np.ndarray]:
+        """One vector an expert for what it listens to ("gate") and what it writes ("output"), [M E D] each; see `experts`.
+
+        Raises:
+            UsageError: The run has none: it was captured from a streamed model, or by an older ling-probe.
+            RunError: The file is damaged.
+        """
+        if EXPERTS not in self.manifest.files:
+            raise UsageError(f"{self.folder} holds no expert weights; capture it anew from a model loaded whole, not streamed")
+        return read_experts(self.folder)
 
     def batches(
         self,
@@ -354,7 +383,8 @@ class Run:
             yield
         except OSError as error:
             with suppress(OSError, RunError):
-                (self.folder / NEW).unlink(missing_ok=True)
+                for name in (NEW, f"{EXPERTS}.new"):
+                    (self.folder / name).unlink(missing_ok=True)
                 if read_manifest(self.folder, whole=False) == self.manifest:
                     self._clear_leftovers()
             held = sum(part.sequences for part in self.manifest.parts)
