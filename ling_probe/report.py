@@ -178,8 +178,10 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _number(value: float | None) -> str:
-    """Three digits; nothing for what is not there."""
-    return "" if value is None else f"{value:.3g}"
+    """Three digits; nothing for what is not there, and no more than a bound for what is next to nothing."""
+    if value is None:
+        return ""
+    return "< 1e-12" if 0 < value < 1e-12 else f"{value:.3g}"
 
 
 def _markdown(text: str) -> str:

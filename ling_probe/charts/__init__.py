@@ -64,7 +64,8 @@ from ling_probe.spec import ModelSpec
 
 
 def _specialisation(table: pd.DataFrame) -> list[go.Figure]:
-    return [specialisation_bars(table), specialisation_volcano(table), replication(table)]
+    picked = table["picked_log2_ratio"].notna().any()
+    return [specialisation_bars(table), specialisation_volcano(table), *([replication(table)] if picked else [])]
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {

@@ -123,10 +123,12 @@ def print_index(index: "pd.DataFrame", *, as_json: bool) -> None:
 
 
 def _figures(value: Any) -> str:
-    """Three digits; nothing for what is not there."""
+    """Three digits; nothing for what is not there, and no more than a bound for what is next to nothing."""
     import pandas as pd
 
-    return "" if pd.isna(value) else f"{value:.3g}"
+    if pd.isna(value):
+        return ""
+    return "< 1e-12" if 0 < value < 1e-12 else f"{value:.3g}"
 
 
 def print_rows(title: str, rows: Sequence[dict[Any, Any]], *, as_json: bool, caption: str | None = None) -> None:
