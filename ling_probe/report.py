@@ -73,7 +73,9 @@ class Section:
         return self.total_rows > 0
 
 
-def write_report(run: Run, folder: Path, *, analyses: Sequence[str] | None = None, against: Sequence[Run] = ()) -> Path:
+def write_report(
+    run: Run, folder: Path, *, analyses: Sequence[str] | None = None, against: Sequence[Run] = (), workers: int = 1
+) -> Path:
     """Write the report of a run into a folder, and return the path of its page.
 
     Files of an earlier report there are replaced. Questions the run cannot answer say why.
@@ -83,6 +85,7 @@ def write_report(run: Run, folder: Path, *, analyses: Sequence[str] | None = Non
         folder: Where to.
         analyses: By name; all that can be asked of so many runs if left out.
         against: Runs to compare it with.
+        workers: Processes that share the analyses; the files are the same however many.
 
     Raises:
         UsageError: An analysis does not exist, the run holds no sequences, or the folder is a file.
@@ -92,7 +95,7 @@ def write_report(run: Run, folder: Path, *, analyses: Sequence[str] | None = Non
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the report")
     every = tuple(ANALYSES) if against else SINGLE
-    tables = dict(answers(run, every if analyses is None else analyses, against=against))
+    tables = dict(answers(run, every if analyses is None else analyses, against=against, workers=workers))
     sections = [_section(run, name, answer) for name, answer in tables.items()]
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, answer in tables.items():

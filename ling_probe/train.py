@@ -13,7 +13,6 @@ Routing and experts learn jointly from the first step. The result is saved in th
 
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,6 @@ from multiprocessing.sharedctypes import RawArray
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from threading import BrokenBarrierError
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ from ling_probe.model import LingConfig, LingForCausalLM
 from ling_probe.model.files import find_checkpoint
 from ling_probe.model.modeling import gates
 from ling_probe.muon import Muon
+from ling_probe.spawning import nobodys_main
 from ling_probe.stepbench import FAMILIES, generate, shipped_prompts
 from ling_probe.tokenizer import build_tokenizer
 
@@ -405,7 +404,7 @@ def _team(workers: int, recipe: Recipe, out: Path, start: Path | None, stop_afte
     ]
     threads = torch.get_num_threads()
     try:
-        with _nobodys_main():
+        with nobodys_main():
             for helper in helpers:
                 helper.start()
         yield _join(0, workers, memory, barrier)
@@ -420,17 +419,6 @@ def _team(workers: int, recipe: Recipe, out: Path, start: Path | None, stop_afte
         torch.set_num_threads(threads)
         for helper in helpers:
             helper.kill()
-
-
-@contextmanager
-def _nobodys_main() -> Iterator[None]:
-    """Let a spawned process import what it runs and not the script that is running here, which may lack a main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _join(rank: int, size: int, memory: Any, barrier: Barrier) -> Team:

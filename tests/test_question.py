@@ -65,3 +65,14 @@ def test_a_run_that_cannot_answer_says_why_in_the_index(make_run):
 def test_an_analysis_that_is_not_there_is_refused(make_run):
     with pytest.raises(UsageError, match='no analysis "vibes"'):
         next(answers(make_run(), ["vibes"]))
+
+
+def test_several_processes_give_the_same_answers_in_the_same_order(make_run):
+    run = make_run(9, labels={"": ("add", "multiply")})
+    names = ["load_balance", "family_specialisation", "label_specialisation"]
+    one, two = (dict(answers(run, names, workers=workers)) for workers in (1, 2))
+    assert list(two) == names
+    assert str(two["family_specialisation"]) == str(one["family_specialisation"])
+    assert isinstance(two["family_specialisation"], UsageError)
+    for name in ("load_balance", "label_specialisation"):
+        pd.testing.assert_frame_equal(two[name], one[name])

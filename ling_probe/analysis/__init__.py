@@ -5,6 +5,7 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
 from ling_probe.analysis.agreement import route_agreement
+from ling_probe.analysis.asking import answers, finding, findings_index
 from ling_probe.analysis.attribution import logit_attribution
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.choice_reasons import choice_reasons
@@ -25,7 +26,7 @@ from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.overlap import token_overlap
 from ling_probe.analysis.prediction import routing_prediction
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
-from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
+from ling_probe.analysis.registry import ANALYSES, SINGLE
 from ling_probe.analysis.repeats import repeat_choice
 from ling_probe.analysis.risk import risk_difference
 from ling_probe.analysis.rollout import prompt_rollout

@@ -1,8 +1,4 @@
-"""Every analysis by name, and the index of what they found."""
-
-from collections.abc import Iterator, Mapping, Sequence
-
-import pandas as pd
+"""Every analysis by name, in the order a report tells them."""
 
 from ling_probe.analysis.affinity import EXPERT_AFFINITY
 from ling_probe.analysis.agreement import ROUTE_AGREEMENT
@@ -25,7 +21,7 @@ from ling_probe.analysis.load_shift import LOAD_SHIFT
 from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.overlap import TOKEN_OVERLAP
 from ling_probe.analysis.prediction import ROUTING_PREDICTION
-from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.question import Analysis
 from ling_probe.analysis.repeats import REPEAT_CHOICE
 from ling_probe.analysis.risk import RISK_DIFFERENCE
 from ling_probe.analysis.rollout import PROMPT_ROLLOUT
@@ -41,8 +37,6 @@ from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.analysis.vocabulary import VOCABULARY_SPECIALISATION
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
-from ling_probe.errors import UsageError
-from ling_probe.run import Run
 
 ANALYSES: dict[str, Analysis] = {
     each.name: each
@@ -100,57 +94,3 @@ ANALYSES: dict[str, Analysis] = {
 
 SINGLE = tuple(name for name, each in ANALYSES.items() if not each.compares)
 """Those that ask about one run."""
-
-
-def answers(run: Run, names: Sequence[str], *, against: Sequence[Run] = ()) -> Iterator[tuple[str, pd.DataFrame | UsageError]]:
-    """Each analysis with its table, or the refusal that says why these runs cannot answer it.
-
-    Args:
-        run: The run asked about.
-        names: Of analyses.
-        against: Runs that comparisons compare it with.
-
-    Raises:
-        UsageError: An analysis does not exist.
-    """
-    if unknown := [name for name in names if name not in ANALYSES]:
-        raise UsageError(f'no analysis "{unknown[0]}"; these there are: {", ".join(ANALYSES)}')
-    for name in names:
-        analysis = ANALYSES[name]
-        try:
-            yield name, analysis.function([run, *against] if analysis.compares else run)
-        except UsageError as error:
-            yield name, error
-
-
-def finding(name: str, answer: pd.DataFrame | UsageError) -> Finding:
-    """What an answer comes to; for a refusal, its reason."""
-    if isinstance(answer, UsageError):
-        return Finding(sentence=f"Not applicable: {answer}.", verdict=Verdict.NOT_APPLICABLE)
-    return ANALYSES[name].finding(answer)
-
-
-def findings_index(findings: Mapping[str, Finding]) -> pd.DataFrame:
-    """What was asked and found, one row an analysis.
-
-    Columns: `analysis`, `question`, `claim`, `finding` (a sentence), `effect` in `unit` with its 95 % interval (`ci_low`,
-    `ci_high`), corrected p (`q`), `token_effect` (the same measure where token identity alone decides), `verdict` on the
-    claim, and `rung` of the evidence.
-
-    Args:
-        findings: By analysis name.
-    """
-    return pd.DataFrame(
-        [
-            {
-                "analysis": name,
-                "question": ANALYSES[name].question,
-                "claim": ANALYSES[name].claim,
-                "finding": found.sentence,
-                **{column: getattr(found, column) for column in ("effect", "unit", "ci_low", "ci_high", "q", "token_effect")},
-                "verdict": found.verdict.value,
-                "rung": found.rung,
-            }
-            for name, found in findings.items()
-        ]
-    ).astype({"rung": "Int64"})

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ling_probe.cli.app import app
 from ling_probe.cli.opening import check_explorable
-from ling_probe.cli.options import Against, Json, RunFolder
+from ling_probe.cli.options import WORKERS, Against, Json, RunFolder, Workers
 from ling_probe.cli.showing import clean, out, print_frame, print_index, print_rows
 from ling_probe.errors import UsageError
 
@@ -23,6 +23,7 @@ def analyze(
     names: Annotated[list[str] | None, typer.Argument(help="Analyses by name, or all.", metavar="NAME...")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the analyses and the questions they answer.")] = False,
     against: Against = None,
+    workers: Workers = WORKERS,
     rows: Annotated[int, typer.Option(help="Rows of each printed table.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def analyze(
     others = [Run.open(each) for each in against or ()]
     every = tuple(ANALYSES) if others else SINGLE
     findings = {}
-    for name, answer in answers(Run.open(folder), every if "all" in names else names, against=others):
+    for name, answer in answers(Run.open(folder), every if "all" in names else names, against=others, workers=workers):
         if isinstance(answer, UsageError) and "all" not in names:
             raise answer
         if not isinstance(answer, UsageError):
@@ -94,6 +95,7 @@ def report(
     into: Annotated[Path | None, typer.Option("--out", help="Folder of the report; the run's own if left out.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Analyses by name; all if left out.")] = None,
     against: Against = None,
+    workers: Workers = WORKERS,
 ) -> None:
     """Write the report of a run: one offline page, Markdown, and every table as CSV and JSON."""
     from ling_probe.report import write_report
@@ -101,7 +103,7 @@ def report(
 
     run, others = Run.open(folder), [Run.open(each) for each in against or ()]
     with out.status("analysing"):
-        page = write_report(run, into or folder, analyses=tuple(only) if only else None, against=others)
+        page = write_report(run, into or folder, analyses=tuple(only) if only else None, against=others, workers=workers)
     out.print(str(page), soft_wrap=True)
 
 

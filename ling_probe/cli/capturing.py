@@ -20,6 +20,7 @@ from ling_probe.cli.opening import (
     record_run,
 )
 from ling_probe.cli.options import (
+    WORKERS,
     BatchTokens,
     BenchmarkName,
     Device,
@@ -62,7 +63,7 @@ def demo(
     from ling_probe.report import write_report
 
     with out.status("analysing"):
-        page = write_report(run, folder)
+        page = write_report(run, folder, workers=WORKERS)
     print_headline(json.loads((folder / "report.json").read_text(encoding="utf-8"))["headline"])
     out.print(f"\nreport    {page}\nexplorer  ling-probe explore {folder}")
 

@@ -1,5 +1,6 @@
 """What several commands take: their arguments and options."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,3 +84,8 @@ class CacheDtypeName(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float8 = "float8"
+
+
+Workers = Annotated[int, typer.Option(help="Processes that share the analyses.", min=1)]
+WORKERS = min(2, os.cpu_count() or 1)
+"""Each holds up to a gigabyte on a large run."""
