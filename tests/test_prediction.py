@@ -36,7 +36,7 @@ def test_a_prediction_is_scored_expert_by_expert():
 def test_counts_are_smoothed_towards_the_coarser_prediction(following):
     sample = sample_tokens(following)
     first = two_halves(sample.sequence)
-    split = prediction._split(sample, first, ~first, 40, np.random.default_rng(0))
+    split = prediction.split_tokens(sample, first, ~first, 40, np.random.default_rng(0))
     assert not first[split.test].any()
     assert first[split.fitted].all()
     coarser = np.random.default_rng(1).random((40, 16))
@@ -65,7 +65,7 @@ def test_what_was_seen_is_counted(following, table):
     pairs = list(zip(sample.token_id, sample.previous_id, strict=True))
     there = [{pair for pair, half in zip(pairs, first, strict=True) if half == side} for side in (True, False)]
     rng = np.random.default_rng(0)
-    splits = [prediction._split(sample, ~half, half, 2000, rng) for half in (first, ~first)]
+    splits = [prediction.split_tokens(sample, ~half, half, 2000, rng) for half in (first, ~first)]
     share = [np.mean([pairs[row] in there[1 - side] for row in split.test]) for side, split in enumerate(splits)]
     assert table[table["known"] == BIGRAM]["seen"].tolist() == pytest.approx([np.mean(share)] * 3)
     assert (table[table["known"] == LOAD]["seen"] == 1).all()
@@ -110,7 +110,7 @@ def test_a_layer_that_follows_the_one_before_is_predicted(following):
     copied = sample.only(np.ones(sample.n_tokens, bool))
     copied.expert_ids[:, 1] = (copied.expert_ids[:, 0] + 3) % 16
     first = two_halves(sample.sequence)
-    split = prediction._split(copied, first, ~first, 200, np.random.default_rng(0))
+    split = prediction.split_tokens(copied, first, ~first, 200, np.random.default_rng(0))
     load = np.full(16, 0.25)
     scores = prediction._scored(prediction._regressed(copied, 1, split, load, 0, 0), copied.take(split.test, 1))
     assert scores[:, 1].mean() == 1

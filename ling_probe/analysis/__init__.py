@@ -18,6 +18,7 @@ from ling_probe.analysis.confidence import router_confidence
 from ling_probe.analysis.coverage import coverage
 from ling_probe.analysis.decoding import label_decoding
 from ling_probe.analysis.enrichment import enrichment
+from ling_probe.analysis.expert_predictions import expert_prediction
 from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.load import expert_load, load_balance
@@ -71,6 +72,7 @@ __all__ = [
     "expert_affinity",
     "expert_clusters",
     "expert_load",
+    "expert_prediction",
     "expert_reasons",
     "expert_saliency",
     "family_specialisation",

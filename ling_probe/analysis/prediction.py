@@ -65,14 +65,20 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
     """
     sample = sample_tokens(run, most=most, seed=seed)
     first, rng = two_halves(sample.sequence, seed=seed), np.random.default_rng(seed)
-    splits = [_split(sample, ~half, half, tested, rng) for half in (first, ~first)]
+    splits = [split_tokens(sample, ~half, half, tested, rng) for half in (first, ~first)]
     rows = np.concatenate([split.test for split in splits])
     unit = numbered(sample.sequence[rows])
     bundle = stats.bundles(int(unit.max()) + 1, seed=seed)[unit]
     weights = stats.bootstrap_weights(int(bundle.max()) + 1, draws=draws, seed=seed)
-    classes, tables = _classes(run, sample), []
+    classes, tables = known_classes(run, sample), []
     for place, layer in enumerate(sample.layers):
-        scores = [dict(_scores(sample, place, split, classes)) for split in splits]
+        scores = [
+            {
+                known: _scored(found, sample.take(split.test, place))
+                for known, found in predictions(sample, place, split, classes)
+            }
+            for split in splits
+        ]
         whole = {known: np.concatenate([each[known] for each in scores]) for known in scores[0]}
         tables.append(_layer_table(whole, bundle, weights).assign(layer=layer))
     table = pd.concat(tables, ignore_index=True)
@@ -83,7 +89,7 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
 
 
 @dataclass(frozen=True, eq=False)
-class _Split:
+class Split:
     """Tokens to count, tokens to fit regressions to, and tokens to predict."""
 
     train: Bool[np.ndarray, " N"]
@@ -91,15 +97,16 @@ class _Split:
     test: Integer[np.ndarray, " T"]
 
 
-def _split(
+def split_tokens(
     sample: TokenSample, train: Bool[np.ndarray, " N"], held: Bool[np.ndarray, " N"], tested: int, rng: np.random.Generator
-) -> _Split:
+) -> Split:
+    """Tokens of one half to count and to fit to, and some of the other to predict."""
     rows, out = np.flatnonzero(train), np.flatnonzero(held)
     fitted = rng.choice(rows, min(_FITTED, len(rows)), replace=False)
-    return _Split(train, fitted[sample.follows[fitted]], np.sort(rng.choice(out, min(tested, len(out)), replace=False)))
+    return Split(train, fitted[sample.follows[fitted]], np.sort(rng.choice(out, min(tested, len(out)), replace=False)))
 
 
-def _classes(run: Run, sample: TokenSample) -> dict[str, tuple[Integer[np.ndarray, " N"], str]]:
+def known_classes(run: Run, sample: TokenSample) -> dict[str, tuple[Integer[np.ndarray, " N"], str]]:
     """Class of each token by what is known, and the coarser prediction it is smoothed towards."""
     token, label = sample.token_id, label_codes(run, sample)
     edges = np.quantile(sample.position, np.linspace(0, 1, 11)[1:-1])
@@ -115,31 +122,39 @@ def _classes(run: Run, sample: TokenSample) -> dict[str, tuple[Integer[np.ndarra
     return classes
 
 
-def _seen(splits: list[_Split], codes: Integer[np.ndarray, " N"]) -> float:
+def _seen(splits: list[Split], codes: Integer[np.ndarray, " N"]) -> float:
     """Share of tested tokens whose class the counted half holds."""
     return float(np.mean([np.isin(codes[split.test], codes[split.train]).mean() for split in splits]))
 
 
-def _scores(
-    sample: TokenSample, place: int, split: _Split, classes: dict[str, tuple[Integer[np.ndarray, " N"], str]]
-) -> Iterator[tuple[str, Float64[np.ndarray, "T 2"]]]:
-    """Loss and recall of every tested token, by what is known."""
-    chosen = sample.take(split.test, place)
+def predictions(
+    sample: TokenSample, place: int, split: Split, classes: dict[str, tuple[Integer[np.ndarray, " N"], str]]
+) -> Iterator[tuple[str, Float64[np.ndarray, "T E"]]]:
+    """Probability of each expert of a layer for every tested token, by what is known; the load comes first."""
     everyone = np.zeros(sample.n_tokens, dtype=np.int64)
     load = (sample.counts(place, everyone, 1, split.train) + 0.5) / (split.train.sum() + 1.0)
-    predicted = {LOAD: np.broadcast_to(load, (len(chosen), sample.n_experts))}
-    yield LOAD, _scored(predicted[LOAD], chosen)
+    predicted = {LOAD: np.broadcast_to(load, (len(split.test), sample.n_experts))}
+    yield LOAD, predicted[LOAD]
     for known, (codes, coarser) in classes.items():
         found = _smoothed(sample, place, split, codes, predicted[coarser])
         predicted |= {known: found} if known == TOKEN else {}
-        yield known, _scored(found, chosen)
-    yield BEFORE, _scored(_regressed(sample, place, split, load[0], place, -1), chosen)
+        yield known, found
+    yield BEFORE, _regressed(sample, place, split, load[0], place, -1)
     if place:
-        yield BELOW, _scored(_regressed(sample, place, split, load[0], place - 1, 0), chosen)
+        yield BELOW, _regressed(sample, place, split, load[0], place - 1, 0)
+
+
+def _scores(
+    sample: TokenSample, place: int, split: Split, classes: dict[str, tuple[Integer[np.ndarray, " N"], str]]
+) -> Iterator[tuple[str, Float64[np.ndarray, "T 2"]]]:
+    """Loss and recall of every tested token, by what is known."""
+    chosen = sample.take(split.test, place)
+    for known, found in predictions(sample, place, split, classes):
+        yield known, _scored(found, chosen)
 
 
 def _smoothed(
-    sample: TokenSample, place: int, split: _Split, codes: Integer[np.ndarray, " N"], coarser: Float64[np.ndarray, "T E"]
+    sample: TokenSample, place: int, split: Split, codes: Integer[np.ndarray, " N"], coarser: Float64[np.ndarray, "T E"]
 ) -> Float64[np.ndarray, "T E"]:
     seen, mine = np.unique(codes[split.test], return_inverse=True)
     number = np.full(int(codes.max()) + 1, -1)
@@ -151,7 +166,7 @@ def _smoothed(
 
 
 def _regressed(
-    sample: TokenSample, place: int, split: _Split, load: Float64[np.ndarray, " E"], source: int, shift: int
+    sample: TokenSample, place: int, split: Split, load: Float64[np.ndarray, " E"], source: int, shift: int
 ) -> Float64[np.ndarray, "T E"]:
     """From which experts the layer at `source` chose, for the token itself or (shift -1) the one before."""
     known, target = _chosen(sample, source, split.fitted + shift), _chosen(sample, place, split.fitted)

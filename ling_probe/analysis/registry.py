@@ -14,6 +14,7 @@ from ling_probe.analysis.confidence import ROUTER_CONFIDENCE
 from ling_probe.analysis.coverage import COVERAGE
 from ling_probe.analysis.decoding import LABEL_DECODING
 from ling_probe.analysis.enrichment import ENRICHMENT
+from ling_probe.analysis.expert_predictions import EXPERT_PREDICTION
 from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
@@ -56,6 +57,7 @@ ANALYSES: dict[str, Analysis] = {
         TOKEN_OVERLAP,
         ENRICHMENT,
         ROUTING_PREDICTION,
+        EXPERT_PREDICTION,
         # why an expert is chosen
         CHOICE_REASONS,
         EXPERT_REASONS,

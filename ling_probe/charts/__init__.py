@@ -54,6 +54,7 @@ from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.tokens import (
     decoding_bars,
     enrichment_dots,
+    explained_scatter,
     information_lines,
     overlap_lines,
     prediction_lines,
@@ -77,6 +78,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "routing_information": lambda table, _: [information_lines(table)],
     "label_decoding": lambda table, _: [decoding_bars(table)],
     "routing_prediction": lambda table, _: [prediction_lines(table)],
+    "expert_prediction": lambda table, _: [explained_scatter(table)],
     "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
     "token_overlap": lambda table, _: [overlap_lines(table)],
     "enrichment": lambda table, _: [enrichment_dots(table)],
@@ -144,6 +146,7 @@ __all__ = [
     "decoding_bars",
     "enrichment_dots",
     "escape",
+    "explained_scatter",
     "information_lines",
     "load_heatmap",
     "margin_lines",

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import ANALYSES, surest_first
-from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, intervals
+from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, intervals, legend_below
 
 
 def vocabulary_lines(table: pd.DataFrame) -> go.Figure:
@@ -101,6 +101,27 @@ def prediction_lines(table: pd.DataFrame) -> go.Figure:
         for place, (known, rows) in enumerate(table.groupby("known", sort=False))
     ]
     return _by_layer(traces, "routing_prediction", "recall of the chosen experts")
+
+
+def explained_scatter(table: pd.DataFrame) -> go.Figure:
+    """Experts of `expert_prediction`: explained by the token, and by it with the one before; the line is equality."""
+    wide = table.pivot(index=["layer", "expert"], columns="known", values="explained").reset_index()  # noqa: PD010
+    traces = [
+        go.Scatter(
+            x=rows["token"].to_numpy(np.float32),
+            y=rows["token and the one before"].to_numpy(np.float32),
+            customdata=rows["expert"].to_numpy(),
+            mode="markers",
+            name=f"layer {layer}",
+            marker={"color": PALETTE[place % 8], "symbol": SYMBOLS[(place + place // 8) % 8], "size": 8, "opacity": 0.7},
+            hovertemplate=f"layer {layer}, expert %{{customdata}}<br>token %{{x:.2f}}, with the one before %{{y:.2f}}",
+        )
+        for place, (layer, rows) in enumerate(wide.groupby("layer"))
+    ]
+    question = ANALYSES["expert_prediction"].question
+    figure = figure_of(traces, question, x="explained by the token", y="by the token and the one before", height=460)
+    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": MUTED, "dash": "dash"})
+    return legend_below(figure)
 
 
 def _line(rows: pd.DataFrame, value: str, bounds: tuple[str, str], name: str, place: int) -> go.Scatter:
