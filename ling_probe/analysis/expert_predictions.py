@@ -63,7 +63,7 @@ def _by_expert(
 ) -> Iterator[pd.DataFrame]:
     n_units = weights.shape[1]
     every = np.concatenate([np.ones((1, n_units)), weights])
-    taken = np.zeros(predicted[LOAD].shape, dtype=bool)
+    taken: np.ndarray = np.zeros(predicted[LOAD].shape, dtype=bool)
     np.put_along_axis(taken, chosen, values=True, axis=1)
     member = np.zeros((n_units, len(bundle)))
     member[bundle, np.arange(len(bundle))] = 1
@@ -71,7 +71,8 @@ def _by_expert(
     for known, values in predicted.items():
         explained = 1 - loss[known] / np.maximum(loss[LOAD], 1e-12)
         beyond = (loss[TOKEN] - loss[known]) / np.maximum(loss[LOAD], 1e-12)
-        (low, high), (beyond_low, beyond_high) = (resampled_interval(each[1:], n_units) for each in (explained, beyond))
+        low, high = resampled_interval(explained[1:], n_units)
+        beyond_low, beyond_high = resampled_interval(beyond[1:], n_units)
         yield pd.DataFrame(
             {
                 "expert": np.arange(taken.shape[1]),
