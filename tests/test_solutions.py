@@ -80,3 +80,10 @@ def test_the_swap_tells_a_better_score_from_an_equal_one():
 def test_too_few_of_a_kind_are_refused(tmp_path):
     with pytest.raises(UsageError, match="9 right and 9 wrong solutions in families that have both"):
         answer_prediction(run_of(tmp_path / "run", 18))
+
+
+def test_of_many_solutions_some_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("ling_probe.analysis.solutions.SOLUTIONS", 60)
+    table = answer_prediction(run_of(tmp_path / "run", boost=4.0), draws=20, swaps=19)
+    assert (table["right"] + table["wrong"]).unique().tolist() == [60]
+    assert table.set_index("features").loc["routing", "auroc"] > 0.7

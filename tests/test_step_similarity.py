@@ -98,3 +98,11 @@ def test_a_large_run_is_sampled_by_whole_problems(make_run, monkeypatch):
 def test_a_run_without_steps_is_refused(make_run):
     with pytest.raises(UsageError, match="no step labels in this run"):
         step_similarity(make_run(6, n_steps=(0, 0)))
+
+
+def test_what_tokens_make_of_it_comes_from_the_drawn_problems(make_run, monkeypatch):
+    monkeypatch.setattr("ling_probe.analysis.similarity.PROBLEMS", 12)
+    run = make_run(40, effects=STICKY)
+    table = step_similarity(run, permutations=2, draws=2, seed=1)
+    assert table["problems"].unique().tolist() == [12]
+    assert table["gap"].notna().all()

@@ -123,7 +123,7 @@ def token_rates(run: Run, parts: Iterable[Part], n_words: int, n_layers: int) ->
     rates = []
     while counts:
         rates.append(counts.pop(0).reshape(n_words, -1).astype(np.float32))
-        rates[-1] /= tokens[:, None]
+        rates[-1] /= np.maximum(tokens, 1)[:, None]
     return rates
 
 

@@ -13,11 +13,11 @@
 
 4. Shuffle labels over whole steps inside each problem, and see how often the difference is as large.
 
-Large runs are sampled by whole problems.
+Large runs are sampled by whole problems: some for what tokens make of it, of these some to compare.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,13 @@ from jaxtyping import Bool, Float32, Float64, Integer
 from ling_probe import stats
 from ling_probe.analysis.classified import Classified, classified_steps, expected_choices
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
-from ling_probe.run import Run
+from ling_probe.run import Run, TokenBatch
 
 LEVELS = ("words", "raw", "token", "position", "problem")
 STEPS = 600
 """About so many steps of a run are compared, all with all."""
+PROBLEMS = 1000
+"""At most so many problems say what a token makes of it."""
 LEAST_GAP = 0.02
 """Difference of mean cosines that is not worth having."""
 
@@ -51,7 +53,7 @@ def step_similarity(run: Run, *, permutations: int = 499, draws: int = 500, seed
     Raises:
         UsageError: The run has no step labels.
     """
-    steps = classified_steps(run)
+    steps = _sampled(classified_steps(run), seed)
     sample = _Sample.of(steps, seed)
     shuffled = stats.permute_labels(sample.codes, blocks=sample.sequence, draws=permutations, seed=seed)
     weights = stats.bootstrap_weights(int(sample.sequence.max()) + 1, draws=draws, seed=seed)
@@ -69,6 +71,22 @@ def step_similarity(run: Run, *, permutations: int = 499, draws: int = 500, seed
     table = pd.DataFrame(rows).assign(seed=seed)
     table.insert(len(table.columns) - 1, "q", stats.benjamini_hochberg(table["p"].to_numpy()))
     return table
+
+
+def _sampled(steps: Classified, seed: int) -> Classified:
+    """The same steps, with those of problems that are not drawn left without tokens."""
+    problems = np.unique(steps.sequence)
+    if len(problems) <= PROBLEMS:
+        return steps
+    drawn = np.zeros(int(problems[-1]) + 1, dtype=bool)
+    drawn[np.random.default_rng(seed).choice(problems, PROBLEMS, replace=False)] = True
+    kept = drawn[steps.sequence]
+
+    def owner(batch: TokenBatch) -> Integer[np.ndarray, " N"]:
+        own = steps.owner(batch)
+        return np.where((own >= 0) & kept[np.maximum(own, 0)], own, -1)
+
+    return replace(steps, owner=owner, n_tokens=np.where(kept, steps.n_tokens, 0))
 
 
 @dataclass(frozen=True)

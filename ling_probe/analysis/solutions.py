@@ -7,6 +7,8 @@
 4. Ask what routing adds to length, loss and words: the difference of the two AUROCs, against scores swapped at random in pairs.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Integer
@@ -21,12 +23,14 @@ from ling_probe import stats
 from ling_probe.analysis.classified import Classified, classified_answers
 from ling_probe.analysis.question import Analysis, Finding, Verdict, in_order, judge
 from ling_probe.errors import UsageError
-from ling_probe.run import Run
+from ling_probe.run import Run, TokenBatch
 
 LEAST = 10
 """Right and wrong solutions that there must be of each."""
 LEAST_GAIN = 0.02
 """Gain in AUROC that is not worth having."""
+SOLUTIONS = 1500
+"""Of more, so many are drawn: learning costs their number times the experts of all layers."""
 FOLDS = 5
 BASELINE = ("length", "loss", "words")
 DECODERS = {
@@ -45,7 +49,7 @@ def answer_prediction(run: Run, *, draws: int = 1000, swaps: int = 1999, seed: i
 
     One row a decoder: `features`, `auroc` (0.5 is chance) with its 95 % bootstrap interval over solutions, and for the last
     one, `gain` over length, loss and words alone with its interval and `p` from swapping the two scores of a solution at random
-    (Bandos et al. 2005); `right` and `wrong` solutions compared.
+    (Bandos et al. 2005); `right` and `wrong` solutions compared, drawn where there are many.
 
     Args:
         run: A run with right and wrong answers.
@@ -56,7 +60,7 @@ def answer_prediction(run: Run, *, draws: int = 1000, swaps: int = 1999, seed: i
     Raises:
         UsageError: Fewer than ten right or ten wrong solutions in families that have both.
     """
-    answers = classified_answers(run)
+    answers = _sampled(classified_answers(run), seed)
     wrong = answers.codes == 1
     if min(wrong.sum(), (~wrong).sum()) < LEAST:
         raise UsageError(
@@ -78,10 +82,27 @@ def answer_prediction(run: Run, *, draws: int = 1000, swaps: int = 1999, seed: i
     return table
 
 
+def _sampled(answers: Classified, seed: int) -> Classified:
+    """So many of the solutions as can be learned from, drawn at random."""
+    n = len(answers.codes)
+    if n <= SOLUTIONS:
+        return answers
+    rows = np.sort(np.random.default_rng(seed).choice(n, SOLUTIONS, replace=False))
+    place = np.full(n, -1)
+    place[rows] = np.arange(SOLUTIONS)
+
+    def owner(batch: TokenBatch) -> Integer[np.ndarray, " N"]:
+        own = answers.owner(batch)
+        return np.where(own >= 0, place[np.maximum(own, 0)], -1)
+
+    names = ("codes", "sequence", "stratum", "n_tokens")
+    return replace(answers, owner=owner, **{name: getattr(answers, name)[rows] for name in names})
+
+
 def _features(run: Run, answers: Classified) -> dict[str, sparse.csr_array]:
     """What decoders see of each solution, a row each."""
     n, spec = len(answers.codes), run.spec
-    counts = np.zeros((n, spec.n_rows * spec.n_experts))
+    counts = np.zeros((n, spec.n_rows * spec.n_experts), np.float32)
     words = sparse.csr_array((n, spec.vocab_size))
     spread, loss = np.zeros((n, spec.n_rows)), np.zeros(n)
     for batch in run.batches(weights=True, columns=("loss",)):
@@ -117,7 +138,7 @@ def _scores(
     # A family with fewer wrong solutions than folds cannot have one in each.
     cells = family * 2 + wrong
     for learned, judged in folds.split(seen, cells if np.unique(cells, return_counts=True)[1].min() >= FOLDS else wrong):
-        decoder = make_pipeline(MaxAbsScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+        decoder = make_pipeline(MaxAbsScaler(), LogisticRegression(class_weight="balanced", max_iter=300))
         scores[judged] = decoder.fit(seen[learned], wrong[learned]).decision_function(seen[judged])
     return scores
 
