@@ -80,8 +80,9 @@ def _layer_pairs(run: Run, layer: int, segments: Sequence[str] | None, blocks: i
     without = [_counts(total.without(parts, block), run.spec) for block in range(len(parts.pairs))]
     lift = stats.log2_ratio(count, expected)
     low, high, _ = stats.jackknife_interval(lift, np.stack([stats.log2_ratio(*each) for each in without]))
-    # The difference, unlike the lift, is as likely to err up as down where counts are small.
-    _, _, p = stats.jackknife_interval(count - expected, np.stack([here - null for here, null in without]))
+    # The difference, unlike the lift, is as likely to err up as down where counts are small. It is taken per choice: a total
+    # shrinks with each block left out, and its jackknife would be too narrow by one block in all.
+    _, _, p = stats.jackknife_interval(_excess(count, expected), np.stack([_excess(*each) for each in without]))
     tested = expected >= LEAST_EXPECTED
     return pd.DataFrame(
         {
@@ -96,6 +97,11 @@ def _layer_pairs(run: Run, layer: int, segments: Sequence[str] | None, blocks: i
             "p": np.where(tested, p, np.nan),
         }
     )
+
+
+def _excess(count: Float64[np.ndarray, " P"], expected: Float64[np.ndarray, " P"]) -> Float64[np.ndarray, " P"]:
+    """Tokens that chose both beyond the expected, as a share of all pairs chosen."""
+    return (count - expected) / max(count.sum(), 1.0)
 
 
 def _counts(company: Company, spec: ModelSpec) -> tuple[Float64[np.ndarray, " P"], Float64[np.ndarray, " P"]]:
