@@ -18,6 +18,10 @@ REAL = 0.1
 """Log2 ratio from which a true effect counts as one: the groups carry a planted effect on to other experts."""
 
 
+CONFOUNDED = World(words=1.5, token=2.0)
+"""Labels have words of their own and routing follows words strongly; nothing routes by label."""
+
+
 def planted_world(boost: float, n_sequences: int) -> World:
     """One expert of each layer prefers one label, by a logit more."""
     plants = (Plant(1, 5, "add", boost), Plant(2, 9, "premise", boost), Plant(3, 2, "negation", boost))
@@ -27,7 +31,7 @@ def planted_world(boost: float, n_sequences: int) -> World:
 def true_effects(world: World, *, seed: int = 1_000_000) -> pd.Series:
     """Log2 ratio of every cell in a run so large that its error does not matter, by `CELL`."""
     large = replace(world, n_sequences=LARGE).run(seed)
-    return label_specialisation(large, permutations=1999, draws=1).set_index(CELL)["log2_ratio"]
+    return label_specialisation(large, permutations=100_000, draws=1).set_index(CELL)["log2_ratio"]
 
 
 @dataclass(frozen=True)
