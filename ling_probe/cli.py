@@ -18,7 +18,8 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ling_probe.benchmarks import Benchmark
+    from ling_probe.benchmarks import Benchmark, Record
+    from ling_probe.causal import Study
     from ling_probe.chat import Chat
     from ling_probe.cost import Cost
     from ling_probe.model.load import LoadedLing
@@ -42,6 +43,25 @@ class DtypeName(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Change(StrEnum):
+    """Ways to change routing in a causal study."""
+
+    exclude = "exclude"
+    silence = "silence"
+    force = "force"
+    bias = "bias"
+    route_as = "route_as"
+
+
+class Tunable(StrEnum):
+    """What an adaptation may move."""
+
+    router = "router"
+    bias = "bias"
+    experts = "experts"
+    all = "all"
 
 
 class OnError(StrEnum):
@@ -255,6 +275,91 @@ def analyze(
 
 
 @app.command()
+def trace(
+    folder: RunFolder,
+    sequence: Annotated[str, typer.Argument(help="A sequence's id, or its number from 0.", metavar="SEQUENCE")],
+    as_json: Json = False,
+) -> None:
+    """Tell one problem's reasoning: each step, its most selective experts, and what they add to the answer."""
+    from ling_probe.analysis import label_specialisation
+    from ling_probe.run import Run
+    from ling_probe.step_view import answer_attribution, attribution_by_layer, sequence_number, step_table
+
+    run = Run.open(folder)
+    number = sequence_number(run, sequence)
+    with Console(stderr=True).status("finding what each step prefers"):
+        steps = step_table(run, number, label_specialisation(run))
+    problem = run.sequences.iloc[number]
+    if not as_json:
+        out.print(f"{_clean(problem['sequence_id'])}  {_clean(problem['prompt'].strip())}", soft_wrap=True)
+    steps["experts"] = [rows if as_json else _told_experts(rows) for rows in steps["experts"]]
+    _print_frame("Steps", steps.assign(table="steps") if as_json else steps, as_json=as_json)
+    try:
+        added = answer_attribution(run, number)
+        shown = added.assign(table="attribution") if as_json else attribution_by_layer(added)
+        _print_frame("Added directly to the logits of the tokens written, by layer", shown, as_json=as_json)
+    except UsageError as error:
+        Console(stderr=True).print(f"no attribution: {error}", soft_wrap=True)
+    if not as_json:
+        verdict = {True: "right", False: "wrong"}.get(problem["correct"], "not judged")
+        told = f"answer  {problem['predicted']} ({verdict}; expected {problem['answer']})"
+        out.print(_clean(told), soft_wrap=True)
+
+
+def _told_experts(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['layer']}.{row['expert']} {2 ** row['log2_ratio']:.1f}× ({row['times']})" for row in rows) or "none"
+
+
+@app.command()
+def intervene(
+    model: Model,
+    benchmark: BenchmarkName,
+    folder: Annotated[Path, typer.Option("--run", help="The run in whose steps experts are picked.", metavar="RUN")],
+    split: Split = "test",
+    limit: Limit = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A kind of step; repeatable. All that some expert surely prefers if left out.")
+    ] = None,
+    kind: Annotated[
+        list[Change] | None,
+        typer.Option(help="Repeatable: exclude, silence, force, bias or route_as; exclude and route_as if left out."),
+    ] = None,
+    dose: Annotated[list[int] | None, typer.Option(help="Change so many experts; repeatable (default 4).", min=1)] = None,
+    value: Annotated[list[float] | None, typer.Option(help="Of bias: what is added to the choice score; repeatable.")] = None,
+    draws: Annotated[int, typer.Option(help="Matched draws of experts for each change.", min=1)] = 99,
+    seed: Annotated[int, typer.Option(help="Of the draws and the bootstrap.")] = 0,
+    into: Annotated[Path | None, typer.Option("--out", help="Folder of the study; RUN/causal if left out.")] = None,
+    batch_tokens: BatchTokens = 8192,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether steps need the experts they prefer: change routing, and compare with the same change to like experts.
+
+    A study that was interrupted goes on where it stopped when the command is repeated.
+    """
+    from ling_probe.causal import plan_study
+    from ling_probe.run import Run
+
+    run = Run.open(folder)
+    kinds = [each.value for each in kind or (Change.exclude, Change.route_as)]
+    with Console(stderr=True).status("picking experts"):
+        study, load = plan_study(
+            run, labels=label, kinds=kinds, numbers=dose or (4,), values=value or (), draws=draws, seed=seed
+        )
+    problems = _read(benchmark, split=split, limit=limit)
+    loaded = _load(model, revision, device, dtype, quiet=as_json)
+    table = _intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
+    if problems.name == run.manifest.benchmark.get("name") and split == run.manifest.benchmark.get("split") and not as_json:
+        out.print("note: experts were picked on these same problems; another --split gives effects on others", soft_wrap=True)
+    if missing := sorted(set(study.labels) - set(table["label"])):
+        Console(stderr=True).print(f"no problem has steps of these labels: {_clean(', '.join(missing))}", soft_wrap=True)
+    shown = ["label", "kind", "dose", "measure", "effect", "control", "excess", "excess_low", "excess_high", "p", "q"]
+    _print_frame("What changes to routing cost, in nats a token", table if as_json else table[shown], as_json=as_json)
+
+
+@app.command()
 def report(
     folder: RunFolder,
     into: Annotated[Path | None, typer.Option("--out", help="Folder of the report; the run's own if left out.")] = None,
@@ -346,6 +451,60 @@ class CacheDtypeName(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float8 = "float8"
+
+
+@app.command()
+def adapt(
+    model: Model,
+    benchmark: Annotated[
+        str,
+        typer.Argument(help="A file of problems with solutions, or stepbench: new problems of a split's kind."),
+    ] = "stepbench",
+    folder: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make.")] = Path("out/adapted"),
+    split: Split = "longer",
+    family: Annotated[str, typer.Option(help="Of stepbench.")] = "arithmetic",
+    tuned: Annotated[
+        Tunable, typer.Option("--tune", help="The routers; or, as references, their bias, as large a share of experts, or all.")
+    ] = Tunable.router,
+    steps: Annotated[int, typer.Option(help="Batches to learn from.", min=1)] = 200,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch.", min=1)] = 3072,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.", min=0)] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the draw of experts.")] = 0,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Also judge on this: a file, stepbench:SPLIT or stepbench:SPLIT:FAMILY; repeatable."),
+    ] = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tune only the routers on a task, and judge the task and others before and after."""
+    from itertools import chain, repeat
+
+    from ling_probe.adapt import Adaptation, Judge, Task, task_problems
+    from ling_probe.adapt import adapt as tune
+
+    _check_out(folder, resume=False)
+    own = f"stepbench:{split}:{family}" if benchmark == "stepbench" else benchmark
+    tasks = [Task.named(name, limit) for name in dict.fromkeys([own, *(judge or ["stepbench:test"])])]
+    problems = task_problems(family, split) if benchmark == "stepbench" else chain.from_iterable(repeat(tasks[0].records))
+    if benchmark != "stepbench":
+        Console(stderr=True).print(
+            f"note: {_clean(own)} is also what is learned; judge on other problems with --judge", soft_wrap=True
+        )
+    loaded = _load(model, None, device, DtypeName.float32, quiet=as_json)
+    asked = Adaptation(tuned=tuned.value, steps=steps, batch_tokens=batch_tokens, learning_rate=learning_rate, seed=seed)
+    judging = Judge(loaded, tasks)
+    with Console(stderr=True).status("judging before"):
+        rows = judging.rows("before")
+    with Console(stderr=True).status("adapting") as status:
+        for line in tune(loaded, problems, asked, folder):
+            status.update(f"adapting: step {line['step']} of {steps}, loss {line['loss']:.4f}")
+    with Console(stderr=True).status("judging after"):
+        rows += judging.rows("after")
+    _print_rows(f"{loaded.spec.name} with its {tuned.value} tuned on {own}", rows, as_json=as_json)
+    if not as_json:
+        out.print(f"saved to {folder}", soft_wrap=True)
 
 
 @app.command()
@@ -525,6 +684,20 @@ def _record(loaded: "LoadedLing", problems: "Benchmark", folder: Path, **options
         except BaseException:
             bar.live.transient = True  # what went wrong is one line, without a bar before it
             raise
+
+
+def _intervened(
+    loaded: "LoadedLing", records: "list[Record]", study: "Study", load: dict[int, Any], folder: Path, batch_tokens: int
+) -> "pd.DataFrame":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ling_probe.causal import intervene
+
+    columns = (TextColumn("changing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("changing", total=None)
+        told = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        return intervene(loaded, records, study, load, folder, batch_tokens=batch_tokens, progress=told)
 
 
 def _facts(run: "Run") -> dict[str, Any]:

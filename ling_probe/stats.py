@@ -2,13 +2,18 @@
 
 Tokens of one sequence are not independent, so the unit of every interval and test is the sequence or a whole reasoning step,
 never the token. Every random draw takes its seed from the caller.
+
+Three nulls, by what may be exchanged: labels over the items of a block (`ShuffleSums`, `permute_labels`), signs of differences
+(`sign_flip_p`), and where marks stand along a sequence (`shift_moments`). The first and the last know the exact mean,
+variance and skewness of a sum without drawing anything (`NullMoments`), for any number of cells, in a run of any length.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Integer, Real
-from scipy import stats
+from jaxtyping import Bool, Float, Float64, Integer, Real
+from scipy import sparse, special, stats
 
 
 def bootstrap_weights(n_clusters: int, *, draws: int = 1000, seed: int = 0) -> Float64[np.ndarray, "B S"]:
@@ -20,15 +25,23 @@ def bootstrap_weights(n_clusters: int, *, draws: int = 1000, seed: int = 0) -> F
 
 
 def percentile_interval(
-    replicates: Float64[np.ndarray, "B *rest"], *, level: float = 0.95
-) -> tuple[Float64[np.ndarray, "*rest"], Float64[np.ndarray, "*rest"]]:
-    """Bounds between which the middle `level` of the replicates lies.
+    replicates: Float[np.ndarray, "B *rest"], *, level: float = 0.95
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """Bounds between which the middle `level` of the replicates lies, in between interpolated.
 
     >>> [round(float(bound), 6) for bound in percentile_interval(np.arange(101.0), level=0.9)]
     [5.0, 95.0]
     """
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.asarray(low), np.asarray(high)
+    # np.quantile selects along the slow axis; sorting rows that lie together takes half the time.
+    ordered = np.sort(np.ascontiguousarray(np.moveaxis(replicates, 0, -1)), axis=-1)
+    last = len(replicates) - 1
+    places = [last * (1 - level) / 2, last * (1 + level) / 2]
+    low, high = (_between(ordered[..., int(place)], ordered[..., min(int(place) + 1, last)], place % 1) for place in places)
+    return low, high
+
+
+def _between(low: Float[np.ndarray, "*rest"], high: Float[np.ndarray, "*rest"], part: float) -> Float[np.ndarray, "*rest"]:
+    return np.asarray(low + part * (high - low))
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -99,6 +112,190 @@ def count_exceeding(
     for some in np.array_split(permuted, -(-len(permuted) // 128)):
         exceeding += (np.abs(some.astype(float) @ values) >= observed).sum(axis=0)
     return exceeding
+
+
+def halves(strata: Integer[np.ndarray, " N"], *, seed: int = 0) -> Integer[np.ndarray, " N"]:
+    """Deal items at random to halves 0 and 1, every stratum as evenly as it goes: to choose on one, to measure on the other.
+
+    >>> np.bincount(halves(np.array([0, 0, 0, 0, 1, 1]))).tolist()
+    [3, 3]
+    """
+    order = np.lexsort((np.random.default_rng(seed).random(len(strata)), strata))
+    half = np.empty(len(strata), dtype=np.int64)
+    half[order] = np.arange(len(strata)) % 2
+    return half
+
+
+@dataclass(frozen=True)
+class NullMoments:
+    """Where sums lie among those that chance would make, cell by cell; moments of independent parts add up."""
+
+    deviation: Float64[np.ndarray, "*rest"]
+    """The observed sum minus its mean under the null."""
+    variance: Float64[np.ndarray, "*rest"]
+    third: Float64[np.ndarray, "*rest"]
+    """Third central moment."""
+    log_arrangements: Float64[np.ndarray, "*same"]
+    """Natural log of how many arrangements the null has; broadcasts with the others."""
+
+    def __add__(self, other: "NullMoments") -> "NullMoments":
+        return NullMoments(
+            self.deviation + other.deviation,
+            self.variance + other.variance,
+            self.third + other.third,
+            self.log_arrangements + other.log_arrangements,
+        )
+
+    def p(self, *, least: float = 0.0) -> Float64[np.ndarray, "*rest"]:
+        """Two-sided p: the chance of a sum at least as far from its mean, by the Pearson type III law with these moments.
+
+        An approximation without the floor that drawn permutations have, never below one over the number of arrangements.
+        Against a hundred thousand real permutations of skewed counts of which a hundred or more are not 0: within a tenth down
+        to p = 0.01, then too large (careful), at 0.0005 by half in the median; where ten are not 0, up to 2.5 times too small.
+        NaN, no test, where every arrangement gives the same sum.
+
+        Args:
+            least: Variance up to which a cell counts as constant; above what rounding leaves of equal sums.
+        """
+        spread = np.sqrt(np.where(self.variance > least, self.variance, np.nan))
+        far, skew = np.abs(self.deviation) / spread, self.third / spread**3
+        with np.errstate(invalid="ignore"):
+            p = stats.pearson3.sf(far, skew) + stats.pearson3.cdf(-far, skew)
+        return np.clip(p, np.exp(-self.log_arrangements), 1.0)
+
+
+@dataclass(frozen=True)
+class ShuffleSums:
+    """What the law of a label's sum under a shuffle inside blocks follows from: A labels, G blocks, C cells.
+
+    Sums of parts of a run add up where their blocks are the same ones; where every part holds whole blocks, add `moments`.
+    """
+
+    inside: Float64[np.ndarray, "A C"]
+    """Sum of the values of the items that carry the label."""
+    powers: Float64[np.ndarray, "3 G C"]
+    """Sums of the values, their squares and their cubes by block."""
+    counts: Float64[np.ndarray, "A G"]
+    """Items of each block that carry each label."""
+
+    @classmethod
+    def of(
+        cls,
+        values: Float[np.ndarray, "N C"],
+        labels: Integer[np.ndarray, " N"],
+        *,
+        blocks: Integer[np.ndarray, " N"] | None = None,
+        n_labels: int,
+        n_blocks: int = 1,
+    ) -> "ShuffleSums":
+        """Sums over items with their values, label and block; without `blocks`, all are in one."""
+        block = np.zeros_like(labels) if blocks is None else blocks
+        by_label, by_block = (_sums_by(of, n, values.dtype) for of, n in ((labels, n_labels), (block, n_blocks)))
+        squares = values * values
+        powers = np.stack([by_block @ power for power in (values, squares, squares * values)]).astype(float)
+        counts = np.bincount(labels * n_blocks + block, minlength=n_labels * n_blocks).reshape(n_labels, n_blocks).astype(float)
+        return cls((by_label @ values).astype(float), powers, counts)
+
+    def __add__(self, other: "ShuffleSums") -> "ShuffleSums":
+        return ShuffleSums(self.inside + other.inside, self.powers + other.powers, self.counts + other.counts)
+
+    def moments(self) -> NullMoments:
+        """Exact moments of each label's sum when labels are shuffled among the items of their block (sampling without return).
+
+        For m of n items with the label and values v of mean u: mean m·u, variance m(n-m)/(n(n-1))·Σ(v-u)², third central
+        moment m(n-m)(n-2m)/(n(n-1)(n-2))·Σ(v-u)³. Blocks are shuffled independently, so theirs add.
+        """
+        m, n = self.counts, np.maximum(self.counts.sum(axis=0), 1)
+        first, second, cubes = self.powers
+        mean = first / n[:, None]
+        squared = second - first * mean
+        cubed = cubes - 3 * mean * second + 2 * first * mean**2
+        pairs = m * (n - m) / (n * np.maximum(n - 1, 1))
+        return NullMoments(
+            self.inside - m @ mean,
+            pairs @ squared,
+            (pairs * (n - 2 * m) / np.maximum(n - 2, 1)) @ cubed,
+            _log_choices(n, m).sum(axis=1, keepdims=True),
+        )
+
+
+def _sums_by(owner: Integer[np.ndarray, " N"], n: int, dtype: np.dtype) -> sparse.csr_array:
+    return sparse.csr_array((np.ones(len(owner), dtype), (owner, np.arange(len(owner)))), shape=(n, len(owner)))
+
+
+def _log_choices(n: Float64[np.ndarray, "*rest"], m: Float64[np.ndarray, "*more"]) -> Float64[np.ndarray, "*more"]:
+    """Log of the number of ways to choose m of n."""
+    return special.gammaln(n + 1) - special.gammaln(m + 1) - special.gammaln(n - m + 1)
+
+
+def shuffle_moments(
+    values: Float[np.ndarray, "N C"], labels: Integer[np.ndarray, " N"], *, blocks: Integer[np.ndarray, " N"] | None = None
+) -> NullMoments:
+    """Moments [A C] of each label's sum of values when the labels 0 to A-1 are shuffled, inside `blocks` if there are any.
+
+    >>> found = shuffle_moments(np.array([[1.0], [2.0], [3.0], [6.0]]), np.array([0, 0, 1, 1]))
+    >>> found.deviation.ravel().tolist(), found.variance.ravel().round(3).tolist()
+    ([-3.0, 3.0], [4.667, 4.667])
+    """
+    block = None if blocks is None else np.unique(blocks, return_inverse=True)[1]
+    n_blocks = 1 if block is None else int(block.max()) + 1
+    return ShuffleSums.of(values, labels, blocks=block, n_labels=int(labels.max()) + 1, n_blocks=n_blocks).moments()
+
+
+def shift_moments(values: Float[np.ndarray, "T C"], marks: Real[np.ndarray, "T A"]) -> NullMoments:
+    """Moments [A C] of the sum of values at the marks of one sequence when all marks move along it together, round the end.
+
+    Every shift of a circle is as likely as any other, so neighbours stay neighbours and runs of a label keep their length.
+    Exact, over all T shifts; sequences are independent, so add their moments up. Costs T log T for each mark and cell.
+
+    >>> found = shift_moments(np.array([[0.0], [0.0], [3.0]]), np.array([[0], [0], [1]]))
+    >>> found.deviation.item(), found.variance.round(6).item()
+    (2.0, 2.0)
+    """
+    length = len(values)
+    turned = np.fft.rfft(marks.astype(float), axis=0).conj()[:, :, None] * np.fft.rfft(values, axis=0)[:, None, :]
+    sums = np.fft.irfft(turned, length, axis=0)
+    around = sums - sums.mean(axis=0)
+    return NullMoments(around[0], (around**2).mean(axis=0), (around**3).mean(axis=0), np.full((1, 1), np.log(length)))
+
+
+def sign_flip_p(
+    differences: Float64[np.ndarray, "S C"], *, flips: int = 1999, seed: int | Sequence[int] = 0
+) -> Float64[np.ndarray, " C"]:
+    """Two-sided p of the sum of paired differences, when each of S pairs could as well have come the other way round.
+
+    Of `flips` random sign patterns. Fewer than ten as extreme make too coarse a p; then it is that of a normal law with the
+    exact variance, whose tail no sum of random signs exceeds more than 3.2 times (Bentkus & Dzindzalieta 2015). NaN where all
+    differences are 0.
+    """
+    rng = np.random.default_rng(seed)
+    observed, scale = np.abs(differences.sum(axis=0)), np.sqrt((differences**2).sum(axis=0))
+    exceeding = np.zeros(differences.shape[1], dtype=np.int64)
+    for size in _slices(flips):
+        signs = rng.integers(0, 2, (size, len(differences))) * 2.0 - 1.0
+        exceeding += (np.abs(signs @ differences) >= observed - 1e-9 * scale).sum(axis=0)
+    spread = np.where(scale > 0, scale, np.nan)
+    tail = np.maximum(2 * stats.norm.sf(observed / spread), 2.0 ** (1 - len(differences)))
+    return np.where(scale > 0, finer_p(exceeding, flips, tail), np.nan)
+
+
+COARSE = 10
+"""With fewer permutations as extreme as what was seen, their share says little of a small p."""
+
+
+def finer_p(
+    exceeding: Integer[np.ndarray, "*rest"], permutations: int, tail: Float64[np.ndarray, "*rest"]
+) -> Float64[np.ndarray, "*rest"]:
+    """P values of drawn permutations, and near their floor those of a law for the tail.
+
+    >>> finer_p(np.array([2, 99]), 999, np.array([1e-5, 0.2]))
+    array([1.e-05, 1.e-01])
+    """
+    return np.where(exceeding < COARSE, tail, permutation_p(exceeding, permutations))
+
+
+def _slices(draws: int, size: int = 128) -> list[int]:
+    return [min(size, draws - start) for start in range(0, draws, size)]
 
 
 def jackknife_interval(

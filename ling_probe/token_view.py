@@ -6,7 +6,6 @@ recorded; whoever shows them escapes them.
 
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.dataset as ds
 from ling_probe import charts
 from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
+from ling_probe.run.one import find_sequence, lists, part_file, sequence_rows
 from ling_probe.run.tables import read_table
 
 TOKEN_VIEW_COLUMNS = ("position", "token", "segment", "step", "label", "step_correct", "loss")
@@ -29,7 +29,7 @@ _GLYPHS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 def problem_table(run: Run) -> pd.DataFrame:
     """One row a sequence, in the order of `Run.sequences`: sequence_id, family, correct; no long texts are read."""
     names = ["sequence_id", "family", "correct"]
-    tables = [read_table(_file(run, part.name, "sequences"), names) for part in run.manifest.parts]
+    tables = [read_table(part_file(run, part.name, "sequences"), names) for part in run.manifest.parts]
     table = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
     return table.astype({"correct": "boolean"})
 
@@ -45,8 +45,8 @@ def problem_facts(run: Run, sequence: int) -> dict[str, Any]:
         UsageError: There is no such row.
         RunError: A file is damaged.
     """
-    part, sequence_id = _find(run, sequence)
-    return _rows(_file(run, part, "sequences"), sequence_id).to_pylist()[0]
+    part, sequence_id = find_sequence(run, sequence)
+    return sequence_rows(part_file(run, part, "sequences"), sequence_id).to_pylist()[0]
 
 
 def token_table(run: Run, sequence: int, *, layer: int) -> pd.DataFrame:
@@ -66,17 +66,19 @@ def token_table(run: Run, sequence: int, *, layer: int) -> pd.DataFrame:
         RunError: A file is damaged.
     """
     run.spec.row(layer)
-    part, sequence_id = _find(run, sequence)
+    part, sequence_id = find_sequence(run, sequence)
     chosen = [f"experts_{layer}", f"weights_{layer}"]
-    rows = _rows(_file(run, part, "tokens"), sequence_id, ["position", "token", "segment", "step", "loss", *chosen])
+    rows = sequence_rows(part_file(run, part, "tokens"), sequence_id, ["position", "token", "segment", "step", "loss", *chosen])
     if not rows.num_rows:
-        raise RunError(f"{_file(run, part, 'tokens')} has no tokens of {sequence_id}; it is damaged: copy the run again")
+        raise RunError(f"{part_file(run, part, 'tokens')} has no tokens of {sequence_id}; it is damaged: copy the run again")
     table = rows.drop_columns(chosen).to_pandas().astype({"segment": str})
     steps = (
-        _rows(_file(run, part, "steps"), sequence_id, ["step", "label", "correct"]).to_pandas().astype({"correct": "boolean"})
+        sequence_rows(part_file(run, part, "steps"), sequence_id, ["step", "label", "correct"])
+        .to_pandas()
+        .astype({"correct": "boolean"})
     )
     table = table.merge(steps.rename(columns={"correct": "step_correct"}), on="step", how="left").fillna({"label": ""})
-    experts, weights, _ = _by_weight(_lists(rows[chosen[0]]), _lists(rows[chosen[1]]))
+    experts, weights, _ = _by_weight(lists(rows[chosen[0]]), lists(rows[chosen[1]]))
     table = table[list(TOKEN_VIEW_COLUMNS)].assign(expert=experts[:, 0], weight=weights[:, 0])
     table["experts"] = list(map(tuple, experts.tolist()))
     table["weights"] = list(map(tuple, weights.tolist()))
@@ -95,14 +97,14 @@ def token_layers(run: Run, sequence: int, position: int) -> pd.DataFrame:
         UsageError: There is no such row or position.
         RunError: A file is damaged.
     """
-    part, sequence_id = _find(run, sequence)
+    part, sequence_id = find_sequence(run, sequence)
     layers = run.spec.routed_layers
     names = [f"{kind}_{layer}" for kind in ("experts", "weights") for layer in layers]
-    rows = _rows(_file(run, part, "tokens"), sequence_id, names, ds.field("position") == position)
+    rows = sequence_rows(part_file(run, part, "tokens"), sequence_id, names, ds.field("position") == position)
     if not rows.num_rows:
         raise UsageError(f"sequence {sequence_id} of {run.folder} has no position {position}; count from 0")
-    ids = np.concatenate([_lists(rows[f"experts_{layer}"]) for layer in layers])
-    experts, weights, slots = _by_weight(ids, np.concatenate([_lists(rows[f"weights_{layer}"]) for layer in layers]))
+    ids = np.concatenate([lists(rows[f"experts_{layer}"]) for layer in layers])
+    experts, weights, slots = _by_weight(ids, np.concatenate([lists(rows[f"weights_{layer}"]) for layer in layers]))
     width = experts.shape[1]
     return pd.DataFrame(
         {
@@ -195,37 +197,6 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
 
 def _glyph(letter: str) -> str:
     return _GLYPHS.get(letter, f"‹{ord(letter):04X}›")
-
-
-def _find(run: Run, sequence: int) -> tuple[str, str]:
-    """Name of the part that holds a sequence, and the sequence's id."""
-    first = 0
-    for part in run.manifest.parts:
-        if first <= sequence < first + part.sequences:
-            ids = read_table(_file(run, part.name, "sequences"), ["sequence_id"])["sequence_id"]
-            return part.name, ids[sequence - first].as_py()
-        first += part.sequences
-    raise UsageError(f"{run.folder} has no sequence {sequence}; it holds {first}, counted from 0")
-
-
-def _file(run: Run, part: str, name: str) -> Path:
-    return run.folder / "parts" / part / f"{name}.parquet"
-
-
-def _rows(path: Path, sequence_id: str, columns: list[str] | None = None, also: ds.Expression | None = None) -> pa.Table:
-    """Rows of one sequence, streamed: memory does not grow with the part."""
-    wanted = ds.field("sequence_id") == sequence_id
-    try:
-        return ds.dataset(path).to_table(columns=columns, filter=wanted if also is None else wanted & also).combine_chunks()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path} cannot be read ({reason}); it is damaged: copy the run again, or capture it again") from error
-
-
-def _lists(column: pa.ChunkedArray) -> np.ndarray:
-    """[N K] of a column of fixed-size lists."""
-    array = column.combine_chunks()
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
 
 
 def _by_weight(ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,6 @@ from ling_probe.analysis import (
     load_balance,
     registry,
     script_main,
-    specialisation,
     sure_effect,
     surest_first,
 )
@@ -61,12 +60,6 @@ def planted_run(tmp_path_factory):
     return trace_run(tmp_path_factory.mktemp("planted") / "run", traces)
 
 
-@pytest.fixture
-def few_retests(monkeypatch):
-    """The second test costs seconds a run; a coarser one keeps its laws."""
-    monkeypatch.setattr(specialisation, "RETEST", 1000)
-
-
 def test_doctests_hold():
     assert doctest.testmod(registry).failed == 0
 
@@ -97,7 +90,7 @@ def test_load_of_segments_adds_up(make_run):
         expert_load(run, segments=["thoughts"])
 
 
-def test_parts_do_not_matter(make_run, few_retests):
+def test_parts_do_not_matter(make_run):
     whole, split = make_run(parts=1), make_run(parts=4)
     pd.testing.assert_frame_equal(expert_load(whole), expert_load(split))
     pd.testing.assert_frame_equal(label_specialisation(whole, permutations=19), label_specialisation(split, permutations=19))
@@ -137,7 +130,7 @@ def test_a_planted_family_is_found(planted_run):
     assert (table[table["layer"] == 1]["q"] > 0.05).all()
 
 
-def test_the_effect_is_what_was_planted(tmp_path, few_retests):
+def test_the_effect_is_what_was_planted(tmp_path):
     """The same traces without the plant tell how often the expert would have been chosen."""
     spec, counts = synthetic_spec(), []
     for boost in (2.0, 0.0):
@@ -156,7 +149,7 @@ def test_the_effect_is_what_was_planted(tmp_path, few_retests):
     assert null["ci_low"] < 0 < null["ci_high"]
 
 
-def test_false_positives_come_at_the_stated_rate(make_run, few_retests):
+def test_false_positives_come_at_the_stated_rate(make_run):
     """Dependent tokens, no effect: 5 % of tests reject, and few runs have any discovery."""
     labels, families, discoveries = [], [], []
     for seed in range(12):
@@ -170,7 +163,7 @@ def test_false_positives_come_at_the_stated_rate(make_run, few_retests):
     assert np.mean(discoveries) <= 0.2
 
 
-def test_what_only_the_words_explain_is_not_called_meaning(tmp_path, few_retests):
+def test_what_only_the_words_explain_is_not_called_meaning(tmp_path):
     """Half the problems use words of one label alone, and routing follows words alone: large raw preferences, no adjusted."""
     traces = []
     for confounded in (True, False):
@@ -200,7 +193,7 @@ def test_families_that_differ_in_words_alone_do_not_differ(make_run):
     assert (table["p"] <= 0.05).mean() < 0.08
 
 
-def test_tables_repeat_with_their_seed_and_say_it(planted_run, few_retests):
+def test_tables_repeat_with_their_seed_and_say_it(planted_run):
     first, again = (label_specialisation(planted_run, permutations=49, draws=50, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
     other = label_specialisation(planted_run, permutations=49, draws=50, seed=4)

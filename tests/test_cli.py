@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import synthetic_run
 
+from ling_probe.analysis import Verdict
 from ling_probe.model.files import SHIPPED
 
 COMMAND = [str(Path(sys.executable).parent / "ling-probe")]
@@ -66,9 +67,14 @@ def test_capture_inspect_analyze_report(tmp_path):
     facts = json.loads(ling("inspect", run, "--verify", "--json").stdout)
     assert (facts["sequences"], facts["state"], facts["verified"]) == (24, "complete", True)
     rows = [json.loads(line) for line in ling("analyze", run, "expert_load", "load_balance", "--json").stdout.splitlines()]
-    assert {row["analysis"] for row in rows} == {"expert_load", "load_balance"}
+    assert {row["analysis"] for row in rows} == {"expert_load", "load_balance", "index"}
+    index = [row for row in rows if row["analysis"] == "index"]
+    assert [row["name"] for row in index] == ["expert_load", "load_balance"]
+    assert {row["verdict"] for row in index} <= {each.value for each in Verdict}
     assert sum(row["load"] for row in rows if row["analysis"] == "expert_load" and row["layer"] == 2) == pytest.approx(1)
-    assert "How evenly" in ling("analyze", run, "load_balance").stdout
+    told = ling("analyze", run, "load_balance").stdout
+    assert "How evenly" in told
+    assert "What was asked and found" not in told
     assert "label_specialisation" in ling("analyze", "--list").stdout
     done = ling("report", run, "--out", tmp_path / "page", "--only", "load_balance")
     assert done.returncode == 0, done.stderr

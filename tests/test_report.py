@@ -8,7 +8,7 @@ import pytest
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
 from ling_probe import report
-from ling_probe.analysis import ANALYSES, label_specialisation, specialisation
+from ling_probe.analysis import ANALYSES, SINGLE, Verdict, label_specialisation
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
 from ling_probe.report import headline, write_report
@@ -51,8 +51,16 @@ def page(folder):
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
+def answered(folder) -> set[str]:
+    """Analyses that this run could answer; the rest say why not."""
+    index = json.loads((folder / "report.json").read_text(encoding="utf-8"))["index"]
+    assert [row["analysis"] for row in index] == list(SINGLE)
+    return {row["analysis"] for row in index if row["verdict"] != Verdict.NOT_APPLICABLE}
+
+
 def test_everything_is_there(folder):
-    tables = {f"tables/{name}.{kind}" for name in ANALYSES for kind in ("csv", "json")}
+    assert answered(folder) >= {"label_specialisation", "expert_load", "coactivation", "expert_clusters"}
+    tables = {f"tables/{name}.{kind}" for name in answered(folder) for kind in ("csv", "json")}
     assert set(files(folder)) == {"report.html", "report.md", "report.json", *tables}
 
 
@@ -70,13 +78,13 @@ def test_the_page_needs_no_network_and_can_be_mailed(page):
     assert '"showSendToCloud": false' in own
 
 
-def test_the_page_says_who_ran_what_and_how_well(page):
+def test_the_page_says_who_ran_what_and_how_well(folder, page):
     text = page.split("</head>")[1]
     for expected in ("ling-test", "stepbench test", "60 sequences", "1234"):
         assert expected in text
-    for name in ANALYSES:
+    for name in SINGLE:
         assert ANALYSES[name].question in text
-        assert f'href="tables/{name}.csv"' in text
+        assert (f'href="tables/{name}.csv"' in text) == (name in answered(folder))
     assert "What this cannot tell you" in text
     assert "prefers-color-scheme: dark" in page
 
@@ -153,7 +161,7 @@ def test_long_tables_keep_the_rows_to_read_first(run, tmp_path, monkeypatch):
 def test_json_says_what_the_page_says(run, folder):
     written = json.loads((folder / "report.json").read_text())
     assert written["headline"]["model"] == "ling-test"
-    assert [section["name"] for section in written["sections"]] == list(ANALYSES)
+    assert [section["name"] for section in written["sections"]] == list(SINGLE)
     findings = (folder / "report.md").read_text()
     assert "layer 2, expert 5" in findings or "layer 3, expert 9" in findings or "layer 1, expert" in findings
 
@@ -172,8 +180,7 @@ def test_a_run_without_steps_answers_what_it_can(make_run, tmp_path):
     assert not answered["expert_clusters"]
 
 
-def test_text_from_outside_is_shown_not_obeyed(tmp_path, monkeypatch):
-    monkeypatch.setattr(specialisation, "RETEST", 1000)
+def test_text_from_outside_is_shown_not_obeyed(tmp_path):
     spec = synthetic_spec(name=NASTY)
     labels = {NASTY: (NASTY, "add"), "other": ("add", "multiply")}
     traces = synthetic_traces(spec, 20, rng=np.random.default_rng(0), labels=labels)

@@ -3,6 +3,7 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
+from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
 from ling_probe.analysis.load import expert_load, load_balance
@@ -18,6 +19,7 @@ __all__ = [
     "Finding",
     "Verdict",
     "answers",
+    "causal_effects",
     "coactivation",
     "expert_clusters",
     "expert_load",

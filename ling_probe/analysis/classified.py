@@ -1,71 +1,151 @@
-"""Steps and families: what carries a class of meaning, and the choices its tokens alone would make."""
+"""Steps, families and answers: what carries a class of meaning, and the choices its tokens alone would make.
 
+A run is read part by part. A part holds whole sequences, so all of a step or a sequence is at hand at once; what a token's
+identity makes of it (`token_rates`) needs one pass over the run before.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Bool, Float, Float32, Float64, Integer
+from scipy import sparse
 
-from ling_probe.analysis.counting import Owner, TokenClasses, count_choices, require_sequences, segment_mask, sum_by
+from ling_probe.analysis.counting import Owner, require_sequences, segment_mask, sum_by
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 
 REASONING = ("reasoning",)
 COMPLETION = ("reasoning", "answer")
+RIGHT, WRONG = "right", "wrong"
 
 
 @dataclass(frozen=True)
 class Classified:
-    """Whole steps with their label, or whole sequences with their family; O of them own the tokens that count."""
+    """Whole steps with their label, or whole sequences with their family or answer; O of them own the tokens that count."""
 
     kind: str
-    """Name of the class column: label or family."""
+    """Name of the class column: label, family or answer."""
     names: tuple[str, ...]
     """The classes, sorted."""
     codes: Integer[np.ndarray, " O"]
     """Class of each step or sequence, an index into `names`."""
     sequence: Integer[np.ndarray, " O"]
-    """Its sequence: the unit of the bootstrap."""
+    """Its sequence, in ascending order."""
+    stratum: Integer[np.ndarray, " O"]
+    """Steps and answers are compared inside their family only; families are all in one stratum."""
     owner: Owner
     """Maps tokens to steps or sequences."""
-    tokens: TokenClasses
-    """The token classes of each step or sequence."""
-    stratum: Integer[np.ndarray, " O"]
-    """Steps are compared inside their family only; families are all in one stratum."""
+    n_tokens: Float64[np.ndarray, " O"]
+    """Tokens of each."""
+    word_of: Integer[np.ndarray, " X"]
+    """Token class of stratum times vocabulary plus token id; -1 where none occurs.
+
+    Rare ids are not pooled: a pool would let the words of one label stand for those of another. An id seen once then expects
+    what it did, and says nothing.
+    """
 
     @property
-    def blocks(self) -> Integer[np.ndarray, " O"] | None:
-        """Where classes may be shuffled: labels inside their sequence, families anywhere."""
-        return self.sequence if self.kind == "label" else None
+    def n_words(self) -> int:
+        """Number of token classes."""
+        return int(self.word_of.max()) + 1
+
+    @property
+    def n_strata(self) -> int:
+        """Number of strata."""
+        return int(self.stratum.max()) + 1
+
+    @property
+    def within_sequences(self) -> bool:
+        """Whether classes may be shuffled inside their sequence only; otherwise inside their stratum."""
+        return self.kind == "label"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The n tokens of one part of a run that count, in some layers, and the steps or sequences that own them."""
+
+    rows: slice
+    """The owners of this part, all of them."""
+    owner: Integer[np.ndarray, " n"]
+    """Owner of each token, counted from the first of this part."""
+    word: Integer[np.ndarray, " n"]
+    """Token class."""
+    expert_ids: Integer[np.ndarray, "n M K"]
+    n_words: int
+    n_experts: int
 
     @cached_property
-    def equal_token_weights(self) -> Float64[np.ndarray, "A 2 F N"]:
-        """Weight of a token by class of meaning, side (0 inside, 1 outside), stratum and token class.
+    def words(self) -> sparse.csr_array:
+        """Tokens of each class of each owner."""
+        shape = (self.rows.stop - self.rows.start, self.n_words)
+        return sparse.csr_array((np.ones(len(self.owner), np.float32), (self.owner, self.word)), shape=shape)
 
-        With n tokens of one kind inside and m outside, each inside token weighs m/(n+m) and each outside token n/(n+m): both
-        sides then hold the same words in the same proportions (direct standardisation), and words of one side alone weigh 0.
-        """
-        n_strata = int(self.stratum.max()) + 1
-        counts = np.zeros((len(self.names), n_strata, self.tokens.per_owner.shape[1]))
-        for code in range(len(self.names)):
-            for stratum in range(n_strata):
-                rows = (self.codes == code) & (self.stratum == stratum)
-                counts[code, stratum] = np.asarray(self.tokens.per_owner[rows].sum(axis=0)).ravel()
-        total = counts.sum(axis=0)
-        share = counts / np.maximum(total, 1)
-        return np.stack([np.where(total > 0, 1 - share, 0.0), share], axis=1)
+    @cached_property
+    def owner_cells(self) -> Integer[np.ndarray, " nK"]:
+        """Where each choice's owner begins in a flat table of owners by experts."""
+        return self.cells(self.owner)
 
-    def problem_share(self, residual: Float64[np.ndarray, "O C"]) -> Float64[np.ndarray, "O C"]:
-        """Each step's share of its problem's residual, by its part of the problem's tokens; nothing for families.
+    @cached_property
+    def word_cells(self) -> Integer[np.ndarray, " nK"]:
+        """Where each choice's token class begins in a flat table of classes by experts."""
+        return self.cells(self.word)
 
-        Taking it out centres the whole-step permutation on 0 and keeps long steps from passing for special ones.
-        """
-        if self.kind != "label":
-            return np.zeros_like(residual)
-        n_sequences, length = int(self.sequence.max()) + 1, self.tokens.n_tokens[:, None]
-        total = sum_by(residual, self.sequence, n_sequences)
-        tokens = sum_by(length, self.sequence, n_sequences)
-        return total[self.sequence] * length / np.maximum(tokens[self.sequence], 1)
+    def cells(self, row: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " nK"]:
+        """Where the row of each choice begins in a flat table of rows by experts; add the expert."""
+        return np.repeat(row.astype(np.int64) * self.n_experts, self.expert_ids.shape[2])
+
+    def chosen(self, layer: int) -> Integer[np.ndarray, " nK"]:
+        """Experts of the choices, by place of the layer among those read."""
+        return self.expert_ids[:, layer].ravel()
+
+    def observed(self, layer: int) -> Float32[np.ndarray, "o E"]:
+        """Choices that each owner made."""
+        n_owners = self.rows.stop - self.rows.start
+        counts = np.bincount(self.owner_cells + self.chosen(layer), minlength=n_owners * self.n_experts)
+        return counts.reshape(n_owners, self.n_experts).astype(np.float32)
+
+
+def read_parts(run: Run, classified: Classified, layers: Sequence[int]) -> Iterator[Part]:
+    """The tokens that count, one part of the run at a time."""
+    held = [part.sequences for part in run.manifest.parts]
+    bounds = np.searchsorted(classified.sequence, np.cumsum([0, *held]))
+    for start, stop, batch in zip(bounds[:-1], bounds[1:], run.batches(layers=layers), strict=True):
+        owner = classified.owner(batch)
+        kept = owner >= 0
+        owner, token = owner[kept], batch.token_id[kept]
+        word = classified.word_of[classified.stratum[owner] * run.spec.vocab_size + token]
+        rows = slice(int(start), int(stop))
+        yield Part(rows, owner - start, word, batch.expert_ids[kept], classified.n_words, run.spec.n_experts)
+
+
+def token_rates(run: Run, classified: Classified, layers: Sequence[int]) -> list[Float32[np.ndarray, "N E"]]:
+    """For each layer, how often a token of each class chooses each expert, over the whole run."""
+    counts = [np.zeros(classified.n_words * run.spec.n_experts, np.int32) for _ in layers]
+    tokens = np.zeros(classified.n_words, np.float32)
+    for part in read_parts(run, classified, layers):
+        tokens += np.bincount(part.word, minlength=len(tokens))
+        for place, table in enumerate(counts):
+            np.add.at(table, part.word_cells + part.chosen(place), np.int32(1))
+    rates = []
+    while counts:
+        rates.append(counts.pop(0).reshape(len(tokens), -1).astype(np.float32))
+        rates[-1] /= tokens[:, None]
+    return rates
+
+
+def problem_share(
+    residual: Float[np.ndarray, "o E"], sequence: Integer[np.ndarray, " o"], n_tokens: Float64[np.ndarray, " o"]
+) -> Float[np.ndarray, "o E"]:
+    """Each step's share of its problem's residual, by its part of the problem's tokens.
+
+    Taking it out centres the whole-step permutation on 0 and keeps long steps from passing for special ones.
+    """
+    problem = sequence - sequence[:1]
+    n_problems = int(problem.max(initial=0)) + 1
+    part = n_tokens / np.maximum(np.bincount(problem, weights=n_tokens, minlength=n_problems)[problem], 1)
+    return sum_by(residual, problem, n_problems)[problem] * part.astype(residual.dtype)[:, None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +155,19 @@ class Choices:
     observed: Float64[np.ndarray, "O E"]
     expected: Float64[np.ndarray, "O E"]
     """What its tokens, and for steps its problem, would make of them."""
+
+
+def expected_choices(run: Run, layer: int, classified: Classified) -> Choices:
+    """Choices of each step or sequence in one layer, and those to expect of it; memory holds all of them for that layer."""
+    (rate,) = token_rates(run, classified, [layer])
+    observed, expected = np.zeros((2, len(classified.codes), run.spec.n_experts))
+    for part in read_parts(run, classified, [layer]):
+        here = part.rows
+        observed[here], expected[here] = part.observed(0), part.words @ rate
+        if classified.within_sequences:
+            residual = observed[here] - expected[here]
+            expected[here] += problem_share(residual, classified.sequence[here], classified.n_tokens[here])
+    return Choices(observed, expected)
 
 
 def classified_steps(run: Run) -> Classified:
@@ -95,9 +188,7 @@ def classified_steps(run: Run) -> Classified:
         return np.where(counted, first[batch.sequence] + batch.step, -1)
 
     names, codes = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)
-    _, family = np.unique(run.sequences["family"].to_numpy(dtype=str), return_inverse=True)
-    tokens = _token_classes(run, owner, len(codes))
-    return Classified("label", tuple(map(str, names)), codes, sequence, owner, tokens, family[sequence])
+    return _classified(run, "label", names, codes, sequence, families(run)[1][sequence], owner)
 
 
 def classified_families(run: Run) -> Classified:
@@ -106,59 +197,76 @@ def classified_families(run: Run) -> Classified:
     Raises:
         UsageError: The run has fewer than two families, or no completions.
     """
-    require_sequences(run)
-    names, codes = np.unique(run.sequences["family"].to_numpy(dtype=str), return_inverse=True)
+    names, codes = families(run)
     if len(names) < 2:
         raise UsageError(f"one family only in this run ({names[0] or 'unnamed'}); comparing needs two")
+    return _classified(run, "family", names, codes, np.arange(len(codes)), np.zeros_like(codes), _completions)
+
+
+def classified_answers(run: Run) -> Classified:
+    """Sequences of a run by whether their answer is right, of families that have both; only tokens of the completion count.
+
+    Raises:
+        UsageError: No family has both right and wrong answers, or the run has no completions.
+    """
+    _, family = families(run)
+    correct = run.sequences["correct"]
+    judged, right = correct.notna().to_numpy(), correct.fillna(value=False).to_numpy(dtype=bool)
+    both = np.bincount(family[judged & right], minlength=family.max() + 1) > 0
+    both &= np.bincount(family[judged & ~right], minlength=family.max() + 1) > 0
+    kept = judged & both[family]
+    if not kept.any():
+        found = f"{int(right.sum())} right and {int((judged & ~right).sum())} wrong answers"
+        raise UsageError(f"no family of this run has both right and wrong answers ({found} in all); comparing needs both")
+    row = np.where(kept, np.cumsum(kept) - 1, -1)
 
     def owner(batch: TokenBatch) -> Integer[np.ndarray, " N"]:
-        return np.where(segment_mask(batch, COMPLETION), batch.sequence, -1)
+        return np.where(segment_mask(batch, COMPLETION), row[batch.sequence], -1)
 
-    tokens = _token_classes(run, owner, len(codes))
-    return Classified("family", tuple(map(str, names)), codes, np.arange(len(codes)), owner, tokens, np.zeros_like(codes))
-
-
-@dataclass(frozen=True)
-class EqualTokens:
-    """Choices of one layer inside and outside a class of meaning, with both sides weighted to the same words."""
-
-    choices: Float64[np.ndarray, "2 S E"]
-    """Weighted choices by side and sequence."""
-    tokens: Float64[np.ndarray, "2 S"]
-    """Weight of the tokens that chose."""
+    stratum = np.unique(family[kept], return_inverse=True)[1]
+    codes = (~right[kept]).astype(np.int64)
+    return _classified(run, "answer", np.array([RIGHT, WRONG]), codes, np.flatnonzero(kept), stratum, owner)
 
 
-def at_equal_tokens(run: Run, layer: int, classified: Classified) -> list[EqualTokens]:
-    """For each class of meaning, who is chosen inside and outside it at equal words."""
-    n_sequences, n_experts = len(run.sequences), run.spec.n_experts
-    choices = np.zeros((len(classified.names), 2 * n_sequences * n_experts))
-    tokens = np.zeros((len(classified.names), 2 * n_sequences))
-    for batch in run.batches(layers=[layer]):
-        owners = classified.owner(batch)
-        kept = owners >= 0
-        owners, ids = owners[kept], batch.expert_ids[kept, 0].astype(np.int64)
-        stratum, word = classified.stratum[owners], classified.tokens.class_of[batch.token_id[kept]]
-        for code, weights in enumerate(classified.equal_token_weights):
-            side = (classified.codes[owners] != code).astype(np.int64)
-            weight, row = weights[side, stratum, word], side * n_sequences + batch.sequence[kept]
-            tokens[code] += np.bincount(row, weights=weight, minlength=tokens.shape[1])
-            cells = (row[:, None] * n_experts + ids).ravel()
-            choices[code] += np.bincount(cells, weights=np.repeat(weight, ids.shape[1]), minlength=choices.shape[1])
-    return [
-        EqualTokens(each.reshape(2, n_sequences, n_experts), weight.reshape(2, n_sequences))
-        for each, weight in zip(choices, tokens, strict=True)
-    ]
+def families(run: Run) -> tuple[np.ndarray, Integer[np.ndarray, " S"]]:
+    """Names of a run's families, sorted, and the family of each sequence.
+
+    Raises:
+        UsageError: The run holds no sequences.
+    """
+    require_sequences(run)
+    names, codes = np.unique(run.sequences["family"].to_numpy(dtype=str), return_inverse=True)
+    return names, codes
 
 
-def expected_choices(run: Run, layer: int, classified: Classified) -> Choices:
-    """Choices of each step or sequence in one layer, and those to expect of it."""
-    observed = count_choices(run, layer, classified.owner, len(classified.codes)).astype(float)
-    expected = classified.tokens.expected(run, layer, classified.owner)
-    return Choices(observed, expected + classified.problem_share(observed - expected))
+def _completions(batch: TokenBatch) -> Integer[np.ndarray, " N"]:
+    return np.where(segment_mask(batch, COMPLETION), batch.sequence, -1)
 
 
-def _token_classes(run: Run, owner: Owner, n_owners: int) -> TokenClasses:
-    tokens = TokenClasses.of(run, owner, n_owners)
-    if not tokens.n_tokens.any():
+def _classified(
+    run: Run,
+    kind: str,
+    names: np.ndarray,
+    codes: Integer[np.ndarray, " O"],
+    sequence: Integer[np.ndarray, " O"],
+    stratum: Integer[np.ndarray, " O"],
+    owner: Owner,
+) -> Classified:
+    n_tokens, seen = _seen(run, owner, stratum)
+    if not n_tokens.any():
         raise UsageError("no completions in this run, prompts alone")
-    return tokens
+    word_of = np.where(seen, np.cumsum(seen) - 1, -1)
+    return Classified(kind, tuple(map(str, names)), codes, sequence, stratum, owner, n_tokens, word_of)
+
+
+def _seen(
+    run: Run, owner: Owner, stratum: Integer[np.ndarray, " O"]
+) -> tuple[Float64[np.ndarray, " O"], Bool[np.ndarray, " X"]]:
+    """Tokens of each owner, and which token ids occur in which stratum."""
+    n_tokens, seen = np.zeros(len(stratum)), np.zeros((int(stratum.max()) + 1) * run.spec.vocab_size, dtype=bool)
+    for batch in run.batches(layers=[]):
+        owners = owner(batch)
+        kept = owners >= 0
+        n_tokens += np.bincount(owners[kept], minlength=len(stratum))
+        seen[stratum[owners[kept]] * run.spec.vocab_size + batch.token_id[kept]] = True
+    return n_tokens, seen

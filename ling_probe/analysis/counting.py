@@ -3,11 +3,10 @@
 One layer is read at a time, so memory holds owners by experts of one layer, whatever the length of the run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Integer, Real
+from jaxtyping import Bool, Float, Float64, Integer
 from scipy import sparse
 
 from ling_probe.errors import UsageError
@@ -70,60 +69,7 @@ def sum_weights(run: Run, layer: int, owner: Owner) -> Float64[np.ndarray, " E"]
     return total
 
 
-def sum_by(values: Float64[np.ndarray, "O C"], owner: Integer[np.ndarray, " O"], n_owners: int) -> Float64[np.ndarray, "N C"]:
+def sum_by(values: Float[np.ndarray, "O C"], owner: Integer[np.ndarray, " O"], n_owners: int) -> Float[np.ndarray, "N C"]:
     """Sum rows that share an owner."""
     rows = np.arange(len(owner))
-    return sparse.csr_array((np.ones(len(owner)), (owner, rows)), shape=(n_owners, len(owner))) @ values
-
-
-@dataclass(frozen=True)
-class TokenClasses:
-    """Tokens sorted into classes by their id, and how many of each class every owner has.
-
-    Rare ids are not pooled: a pool would let the words of one label stand for those of another. An id seen once then expects
-    what it did, and says nothing.
-    """
-
-    class_of: Integer[np.ndarray, " V"]
-    """Class of a token id that occurs."""
-    per_owner: sparse.csr_array
-    """Tokens of each class in each owner, O by classes."""
-
-    @property
-    def n_tokens(self) -> Float64[np.ndarray, " O"]:
-        """Tokens of each owner."""
-        return np.asarray(self.per_owner.sum(axis=1)).ravel().astype(float)
-
-    @classmethod
-    def of(cls, run: Run, owner: Owner, n_owners: int) -> "TokenClasses":
-        """Classes of all owned tokens of a run."""
-        pairs = _owner_by_token(run, owner, n_owners)
-        seen = np.asarray(pairs.sum(axis=0)).ravel() > 0
-        return cls(np.cumsum(seen) - 1, pairs.tocsc()[:, seen].tocsr())
-
-    def owner(self, owner: Owner) -> Owner:
-        """Count a token for its class, if `owner` counts it at all."""
-        return lambda batch: np.where(owner(batch) >= 0, self.class_of[batch.token_id], -1)
-
-    def expected(self, run: Run, layer: int, owner: Owner) -> Float64[np.ndarray, "O E"]:
-        """Choices each owner would make if routing followed from the token class alone."""
-        counts = count_choices(run, layer, self.owner(owner), self.per_owner.shape[1])
-        return self.spread(counts)
-
-    def spread(self, counts: Real[np.ndarray, "N C"]) -> Float64[np.ndarray, "O C"]:
-        """Counts by token class, shared among the owners in proportion to their tokens of the class."""
-        tokens = np.asarray(self.per_owner.sum(axis=0)).ravel()
-        return self.per_owner @ (counts / np.maximum(tokens, 1)[:, None])
-
-
-def _owner_by_token(run: Run, owner: Owner, n_owners: int) -> sparse.csr_array:
-    total = sparse.csr_array((n_owners, run.spec.vocab_size))
-    for owners, tokens in _owned_tokens(run, owner):
-        total += sparse.csr_array((np.ones(len(owners)), (owners, tokens)), shape=total.shape)
-    return total
-
-
-def _owned_tokens(run: Run, owner: Owner) -> Iterator[tuple[Integer[np.ndarray, " N"], Integer[np.ndarray, " N"]]]:
-    for batch in run.batches(layers=[]):
-        owners = owner(batch)
-        yield owners[owners >= 0], batch.token_id[owners >= 0]
+    return sparse.csr_array((np.ones(len(owner), values.dtype), (owner, rows)), shape=(n_owners, len(owner))) @ values

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
@@ -21,6 +22,7 @@ ANALYSES: dict[str, Analysis] = {
         LOAD_BALANCE,
         COACTIVATION,
         EXPERT_CLUSTERS,
+        CAUSAL_EFFECTS_OF_ROUTING,
     )
 }
 """Every analysis by name, in the order a report tells them."""

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.charts.balance import balance_lines, load_heatmap
+from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
 from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
@@ -24,6 +25,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "load_balance": lambda table, _: [balance_lines(table)],
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
+    "causal_effects": lambda table, _: [causal_bars(table)],
 }
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
@@ -33,6 +35,7 @@ __all__ = [
     "MUTED",
     "PALETTE",
     "balance_lines",
+    "causal_bars",
     "cluster_map",
     "coactivation_heatmap",
     "escape",

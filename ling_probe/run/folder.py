@@ -18,6 +18,8 @@ from typing import IO
 
 from ling_probe.errors import RunError
 
+CAUSAL_EFFECTS = Path("causal", "effects.parquet")
+"""Table of a causal study in the folder of the run that its experts were picked in."""
 LOCK = "run.lock"
 """File in a run folder that is locked while a process writes; it goes when the writer is done."""
 
