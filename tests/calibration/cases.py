@@ -6,7 +6,7 @@ To add a test, add a line to `CASES`.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,24 @@ from ling_probe.analysis import ANALYSES
 from ling_probe.analysis.question import DISCOVERY, Verdict
 
 LEVEL = 0.05
+SECOND_LOOK, OTHER = 1_000_000, 10_000_000
+"""Where the seeds of a second look begin, and those of a run that another is compared with."""
 
 WORDS = World(words=0.7)
-"""Everything but labels: skew, words that route and that labels use unequally, drift, trend, problems that differ."""
 WORDS_ALONE = World(words=0.7, drift=0.0, trend=0.0, sequence=0.0)
-"""Routing follows words and noise: tokens of a sequence are independent given their words."""
+NO_WORDS = World(token=0.0)
 LOADS = World(token=0.0, drift=0.0, trend=0.0, sequence=0.0)
-"""Experts differ in load alone."""
-EVEN = replace(LOADS, skew=0.0)
-"""No preference of any kind."""
-WORLDS = {"words": WORDS, "words alone": WORDS_ALONE, "loads": LOADS, "even": EVEN}
+WORLDS = {
+    "words": WORDS,
+    "words alone": WORDS_ALONE,
+    "same words": World(),
+    "same words, no order": World(drift=0.0, trend=0.0),
+    "same words, no trend": World(trend=0.0),
+    "words do not route": NO_WORDS,
+    "loads": LOADS,
+    "even": replace(LOADS, skew=0.0),
+}
+"""Everything but labels: skew, words that route and that labels use unequally, drift, trend, problems that differ; and less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,10 @@ class Case:
     quick: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """More of them where only few runs can be afforded."""
     quick_runs: int = 200
-    runs: int = 1
-    """Runs that one answer takes; a comparison takes two."""
+    pair: Literal["other problems", "same problems"] = "other problems"
+    """What a comparison compares: two runs of other problems, or two that route the same problems anew."""
+    null: float = 0.0
+    """What intervals should hold."""
     rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table
     """The rows of its table that hold tests."""
     reason: str = ""
@@ -55,8 +65,11 @@ class Case:
     def table(self, seed: int, **options: Any) -> pd.DataFrame:
         """The analysis of fresh runs."""
         world, analysis = WORLDS[self.world], ANALYSES[self.analysis]
-        runs = [world.run(self.runs * seed + number) for number in range(self.runs)]
-        return analysis.function(runs if analysis.compares else runs[0], **{**self.options, **options})
+        options = {**self.options, **options}
+        if not analysis.compares:
+            return analysis.function(world.run(seed), **options)
+        other = world.run(seed, routing=1) if self.pair == "same problems" else world.run(OTHER + seed)
+        return analysis.function([world.run(seed), other], **options)
 
 
 FEW = MappingProxyType({"permutations": 199, "draws": 50})
@@ -94,8 +107,8 @@ class Counts:
     """Whether any q is below 0.05; how many are is binomial."""
     supported: np.ndarray
     """Whether the verdict is "supported"; how many are is binomial."""
-    covered: np.ndarray
-    """Whether the drawn test's interval holds 0; NaN without one."""
+    missed: np.ndarray
+    """Whether the interval of that test, or of a row drawn so, misses what it should hold; NaN without one."""
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -118,7 +131,9 @@ class Counts:
         """What does not fit a rate of 5 %; for discoveries and verdicts, of 5 % at most."""
         low, high = binomial_band(len(self))
         found = {"discoveries": int(self.discovery.sum()) > high, "verdicts": int(self.supported.sum()) > high}
-        if self.tested:
+        if not self.tested:
+            found["intervals"] = int(np.nansum(self.missed)) > high
+        else:
             _, least, most = self.rate()
             found |= {"drawn tests, too many": self.rejected > high, "all tests, too many": least > LEVEL}
             found |= {"drawn tests, too few": self.rejected < low, "all tests, too few": most < LEVEL} if not may_be_low else {}
@@ -148,22 +163,23 @@ def count(case: Case, n_runs: int, *, first: int = 0, quick: bool = False) -> Co
     for seed in range(first, first + n_runs):
         table = case.table(seed, **(case.quick if quick else {}))
         supported = finding(table).verdict is Verdict.SUPPORTED
-        found.append((*_one(case.rows(table), np.random.default_rng(seed)), supported))
-    drawn, share, discovery, covered, supported = np.array(found, dtype=float).T
-    return Counts(drawn, share, discovery, supported, covered)
+        found.append((*_one(case.rows(table), case.null, np.random.default_rng(seed)), supported))
+    drawn, share, discovery, missed, supported = np.array(found, dtype=float).T
+    return Counts(drawn, share, discovery, supported, missed)
 
 
-def _one(table: pd.DataFrame, rng: np.random.Generator) -> tuple[float, float, bool, float]:
-    """p of a test drawn at random, the share that reject, whether anything is found, and whether that test's interval holds 0."""
-    if "p" not in table or not len(tested := table[table["p"].notna()]):
+def _one(table: pd.DataFrame, null: float, rng: np.random.Generator) -> tuple[float, float, bool, float]:
+    """p of a test drawn at random, the share that reject, whether anything is found, and whether that interval misses the null."""
+    has_p = "p" in table
+    tested = table[table["p" if has_p else "ci_low"].notna()] if has_p or "ci_low" in table else table[:0]
+    if tested.empty:
         return np.nan, np.nan, False, np.nan
     drawn = tested.iloc[rng.integers(len(tested))]
-    covered = np.nan if "ci_low" not in drawn or np.isnan(drawn["ci_low"]) else drawn["ci_low"] <= 0 <= drawn["ci_high"]
-    return drawn["p"], (tested["p"] <= LEVEL).mean(), (tested["q"] < DISCOVERY).any(), covered
-
-
-SECOND_LOOK = 1_000_000
-"""Seeds of the second look begin here."""
+    interval = "ci_low" in drawn and not np.isnan(drawn["ci_low"])
+    missed = not drawn["ci_low"] <= null <= drawn["ci_high"] if interval else np.nan
+    if not has_p:
+        return np.nan, np.nan, False, missed
+    return drawn["p"], (tested["p"] <= LEVEL).mean(), (tested["q"] < DISCOVERY).any(), missed
 
 
 def calibrate(case: Case, n_runs: int, *, quick: bool = False) -> tuple[Counts, list[str]]:

@@ -16,7 +16,8 @@ place a step's routing says nothing about its label. With `words` above 0 each l
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -96,9 +97,9 @@ class World:
             cumulative=np.cumsum(share / share.sum(axis=1, keepdims=True), axis=1),
         )
 
-    def run(self, seed: int) -> "MemoryRun":
-        """A run drawn from this world."""
-        return MemoryRun(self, *_draw(self, np.random.default_rng([self.seed, seed])))
+    def run(self, seed: int, *, routing: int = 0) -> "MemoryRun":
+        """A run drawn from this world; one of another `routing` has the same problems and text, and routes them anew."""
+        return MemoryRun(self, Path(f"memory-{seed}-{routing}"), *_draw(self, seed, routing))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Fixed:
 class MemoryRun(Run):
     """A run that was never written: what analyses read of one, from arrays."""
 
-    def __init__(self, world: World, sequences: pd.DataFrame, steps: pd.DataFrame, tokens: TokenBatch) -> None:
+    def __init__(self, world: World, folder: Path, sequences: pd.DataFrame, steps: pd.DataFrame, tokens: TokenBatch) -> None:
         part = Part(
             name="00000", sequences=len(sequences), steps=len(steps), tokens=len(tokens.position), extras=("logits",),
             files=dict.fromkeys(FILES, ""),
@@ -126,7 +127,7 @@ class MemoryRun(Run):
             created="", state="complete", spec=world.spec, model={"name": "synthetic", "expert_bias": biases},
             benchmark={"name": "synthetic", "split": "test"}, options={}, versions={}, parts=(part,),
         )  # fmt: skip
-        super().__init__(Path("memory"), manifest)
+        super().__init__(folder, manifest)
         self._sequences, self._table_of_steps, self._tokens = sequences, steps, tokens
 
     @property
@@ -134,14 +135,14 @@ class MemoryRun(Run):
         """As of a run on disk."""
         return self._table_of_steps.copy()
 
-    def _read_batches(self, layers, *, weights, columns):
-        whole, rows = self._tokens, [self.spec.row(layer) for layer in layers]
+    def batches(self, *, layers=None, weights=False, columns=(), parts=None) -> Iterator[TokenBatch]:
+        """As of a run on disk, of one part."""
+        whole, rows = self._tokens, [self.spec.row(layer) for layer in (self.spec.routed_layers if layers is None else layers)]
         extra = {name: whole.extra[name][:, rows] if name == "logits" else whole.extra[name] for name in columns}
-        yield TokenBatch(
-            sequence=whole.sequence, position=whole.position, token_id=whole.token_id, segment=whole.segment,
-            step=whole.step, expert_ids=whole.expert_ids[:, rows],
-            weights=whole.weights[:, rows] if weights else None, extra=extra,
-        )  # fmt: skip
+        for _ in (0,) if parts is None else parts:
+            yield replace(
+                whole, expert_ids=whole.expert_ids[:, rows], weights=whole.weights[:, rows] if weights else None, extra=extra
+            )
 
     def traces(self) -> list[RoutingTrace]:
         """The same run as traces that can be written."""
@@ -193,15 +194,16 @@ class _Layout:
         return self.piece_label[self.piece]
 
 
-def _draw(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, TokenBatch]:
+def _draw(world: World, seed: int, routing_seed: int) -> tuple[pd.DataFrame, pd.DataFrame, TokenBatch]:
+    rng = np.random.default_rng([world.seed, seed])
     layout = _layout(world, rng)
     token_id = _words(world, layout, rng)
-    logits = _logits(world, layout, token_id, rng)
+    logits = _logits(world, layout, token_id, np.random.default_rng([world.seed, seed, routing_seed + 1]))
     routing = route(logits, world.fixed.bias, world.spec)
     words = np.char.add(" w", token_id.astype(str)).astype(object)
     loss = rng.exponential(1.0, len(token_id)).astype(np.float32)
     loss[np.r_[layout.sequence[1:] != layout.sequence[:-1], True]] = np.nan
-    sequences, steps = _sequences(world, layout, rng, words), _steps(layout, rng, words)
+    sequences, steps = _sequences(world, seed, layout, rng, words), _steps(layout, rng, words)
     tokens = TokenBatch(
         sequence=layout.sequence.astype(np.int32), position=layout.position.astype(np.int32),
         token_id=token_id.astype(np.int32), segment=layout.piece_segment[layout.piece].astype(np.uint8),
@@ -262,7 +264,9 @@ def _joined(words: np.ndarray, owner: np.ndarray, n_owners: int) -> list[str]:
     return ["".join(words[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _sequences(world: World, layout: _Layout, rng: np.random.Generator, words: np.ndarray) -> pd.DataFrame:
+def _sequences(
+    world: World, seed: int, layout: _Layout, rng: np.random.Generator, words: np.ndarray
+) -> pd.DataFrame:
     n, families = world.n_sequences, tuple(LABELS)
     n_steps = np.bincount(layout.piece_sequence[layout.piece_step >= 0], minlength=n)
     odds = 1.1 - world.longer_is_harder * (n_steps - n_steps.mean())
@@ -272,7 +276,7 @@ def _sequences(world: World, layout: _Layout, rng: np.random.Generator, words: n
     family = [families[code] for code in layout.family]
     table = pd.DataFrame(
         {
-            "sequence_id": [f"{name}-{number:04d}" for number, name in enumerate(family)],
+            "sequence_id": [f"{name}-{seed}-{number:04d}" for number, name in enumerate(family)],
             "benchmark": "synthetic", "family": family, "split": "test",
             "prompt": _joined(words[prompt], layout.sequence[prompt], n),
             "completion": _joined(words[~prompt], layout.sequence[~prompt], n),
