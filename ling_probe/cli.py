@@ -71,6 +71,16 @@ class OnError(StrEnum):
     skip = "skip"
 
 
+class StepsName(StrEnum):
+    """How the reasoning steps of a text are found."""
+
+    auto = "auto"
+    annotated = "annotated"
+    rules = "rules"
+    sentences = "sentences"
+    lines = "lines"
+
+
 Model = Annotated[
     str, typer.Argument(help="A checkpoint folder, a hub repository, or a shipped one (ling-tiny); NAME@step-N is a snapshot.")
 ]
@@ -140,6 +150,13 @@ def capture(
         typer.Option("--format", help="What the records are (gsm8k, math, arc ...); recognised by their fields if left out."),
     ] = None,
     on_error: Annotated[OnError, typer.Option(help="What a record that cannot be read does.")] = OnError.stop,
+    steps: Annotated[
+        StepsName,
+        typer.Option(
+            help="How reasoning steps are found: annotated by the benchmark; by rules, as the text itself marks them; as "
+            "sentences; as lines; auto is annotated where there is something, else rules."
+        ),
+    ] = StepsName.auto,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the checkpoint's own chat template.")] = False,
     system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
     batch_tokens: BatchTokens = 8192,
@@ -163,6 +180,8 @@ def capture(
     revision: Revision = None,
 ) -> None:
     """Run a benchmark through a model and record what its routers choose."""
+    from ling_probe.steps import check_steps
+
     fields = {"prompt_field": prompt_field, "solution_field": solution_field, "answer_field": answer_field}
     share = _shard(shard)
     into = folder / share.folder if share else folder
@@ -179,7 +198,7 @@ def capture(
     }  # fmt: skip
     options = {
         "keep": ("experts", "loss", *(keep or ())), "batch_tokens": batch_tokens, "parts": parts, "redo_damaged": redo_damaged,
-        "chat": _chat(system) if chat else None, **decoding,
+        "chat": _chat(system) if chat else None, "steps": steps.value, **decoding,
     }  # fmt: skip
     if not ray:
         _check_out(into, resume=resume or redo_damaged)
@@ -187,6 +206,7 @@ def capture(
     source = {"split": split, "limit": limit, "format": format_name, "on_error": on_error.value, **fields}
     problems = _read(benchmark, **source)
     _print_read(problems)
+    check_steps(steps.value, problems.records, generated=generate > 0)
     with _interruptible(into):
         if ray:
             from ling_probe.cluster import capture_with_ray

@@ -22,6 +22,7 @@ from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.streaming import StreamedLing
 from ling_probe.run import Run, Shard, cut, summarise
+from ling_probe.steps import RULES_VERSION, check_steps
 from ling_probe.trace import RoutingTrace
 from ling_probe.writing import PartWriter
 
@@ -40,6 +41,7 @@ def record(
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
     chat: Chat | None = None,
+    steps: str = "auto",
     parts: int = 1,
     shard: Shard | None = None,
     resume: bool = False,
@@ -61,6 +63,7 @@ def record(
         keep: As for `capture`.
         batch_tokens: As for `capture`.
         chat: As for `capture`.
+        steps: As for `capture`.
         parts: Cut the benchmark into so many parts at least.
         shard: Capture this share of the parts only, of which there will be one a shard at least.
         resume: Go on with a run in ``out`` that was started with the same model, benchmark and options.
@@ -70,9 +73,11 @@ def record(
     Raises:
         RunError: ``out`` exists and ``resume`` is false, holds a run of something else, or is being written; the disk is full.
         RoutingMismatch: A streamed model does not route by the rule; nothing was written.
-        UsageError: The model has no router, there are fewer records than parts, or a setting makes no sense.
+        UsageError: The model has no router, there are fewer records than parts, annotated steps are asked for and there are
+            none, or a setting makes no sense.
     """
     check_keep(keep)
+    check_steps(steps, benchmark.records, generated=max_new_tokens > 0)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     if not loaded.spec.routed_layers:
         raise UsageError(f"{loaded.spec.name} is dense in every layer: it has no router, and there is no routing to record")
@@ -84,10 +89,12 @@ def record(
         "keep": sorted({"experts", *keep}),
         "batch_tokens": batch_tokens,
         "parts": len(pieces),
+        "steps": steps,
+        "step_rules": RULES_VERSION,
         **({"chat": chat.describe(loaded.tokenizer)} if chat else {}),
     }
     read = partial(
-        capture, loaded, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat,
+        capture, loaded, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat, steps=steps,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
     )  # fmt: skip
     wanted = [number for number in range(len(pieces)) if shard is None or shard.holds(number)]

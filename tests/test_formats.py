@@ -98,10 +98,11 @@ def test_a_sub_question_is_a_step_of_its_own(read):
     assert "<<" not in record.solution
 
 
-def test_lines_of_another_text_about_gsm8k_are_labelled_and_judged_by_nobody(read):
+def test_another_text_about_gsm8k_is_labelled_by_rules_and_judged_by_nobody(read):
     (record,) = read(RECORDS["gsm8k"]).records
-    steps = segment(record, "Boxes: 2 x 6 = 12\nhmm\n\n7 + 12 = 20\n#### 20")
-    assert [(step.label, step.correct) for step in steps] == [("multiply", None), ("other", None), ("add", None)]
+    steps = segment(record, "Boxes: 2 x 6 = 12\nfine\n\n7 + 12 = 20\n#### 20")
+    assert [step.label for step in steps] == ["multiply", "other", "add", "answer"]
+    assert {step.correct for step in steps} == {None}
 
 
 def test_svamp_is_one_labelled_equation(read):

@@ -197,7 +197,7 @@ def test_the_manifest_has_the_settings_and_others_do_not_go_on_with_the_run(load
 
 def test_greedy_runs_name_no_settings_they_do_not_use(loaded, tmp_path):
     run = record(loaded, read_benchmark("stepbench", limit=2), tmp_path / "run", max_new_tokens=4)
-    assert set(run.manifest.options) == {"mode", "max_new_tokens", "keep", "batch_tokens", "parts"}
+    assert set(run.manifest.options) == {"mode", "max_new_tokens", "keep", "batch_tokens", "parts", "steps", "step_rules"}
 
 
 def test_the_command_line_draws_stops_and_keeps(tmp_path):

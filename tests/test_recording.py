@@ -2,9 +2,10 @@ import pytest
 
 from ling_probe import recording
 from ling_probe.benchmarks import read_benchmark
-from ling_probe.errors import RunError
+from ling_probe.errors import RunError, UsageError
 from ling_probe.model.load import load_native
 from ling_probe.run import Run
+from ling_probe.steps import RULES_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,18 @@ def test_the_summary_counts_answers(loaded, tmp_path):
     families = run.manifest.summary["families"]
     assert {name: each["sequences"] for name, each in families.items()} == {"arithmetic": 2, "causal": 2, "deduction": 2}
     assert sum(each["correct"] for each in families.values()) == int(run.sequences["correct"].sum())
+
+
+def test_a_run_says_how_its_steps_were_found(loaded, tmp_path):
+    file = tmp_path / "made.jsonl"
+    file.write_text('{"prompt": "compute 7+5\\n", "solution": "It is odd. So 7+5=12.\\nanswer: 12\\n"}\n')
+    benchmark = read_benchmark(file)
+    run = recording.record(loaded, benchmark, tmp_path / "run", steps="sentences")
+    assert (run.manifest.options["steps"], run.manifest.options["step_rules"]) == ("sentences", RULES_VERSION)
+    found = run.steps[["label", "text"]].to_numpy().tolist()
+    assert found == [["other", "It is odd."], ["add", "So 7+5=12."], ["answer", "answer: 12"]]
+    with pytest.raises(RunError, match="captured with another options"):
+        recording.record(loaded, benchmark, tmp_path / "run", steps="lines", resume=True)
+    with pytest.raises(UsageError, match="nobody annotated the steps of the solution of record made-0001"):
+        recording.record(loaded, benchmark, tmp_path / "other", steps="annotated")
+    assert not (tmp_path / "other").exists()

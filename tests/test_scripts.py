@@ -1,4 +1,4 @@
-"""The scripts of `analyses/` that read checkpoints and not runs."""
+"""The scripts of `analyses/` that read checkpoints or benchmarks, and not runs."""
 
 import json
 import runpy
@@ -42,7 +42,18 @@ def test_training_prints_the_log_and_draws_it(monkeypatch, capsys, tmp_path):
     assert "MaxVio" in (tmp_path / "curve.html").read_text()
 
 
-@pytest.mark.parametrize(("name", "words"), [("scaling", ["no checkpoint at"]), ("training", ["no train.jsonl in"])])
+def test_segmentation_compares_rules_with_a_benchmark(monkeypatch, capsys):
+    rows = run_script(monkeypatch, capsys, "segmentation", "stepbench", "--limit", 6)
+    assert [(row["layout"], row["segmenter"]) for row in rows] == [
+        ("written", "rules"), ("written", "sentences"), ("written", "lines"), ("removed", "sentences")]  # fmt: skip
+    assert [row["f1"] for row in rows] == [1, 1, 1, 0]
+    assert {row["benchmark"] for row in rows} == {"stepbench"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("scaling", ["no checkpoint at"]), ("training", ["no train.jsonl in"]), ("segmentation", ["no benchmark"])],
+)
 def test_a_wrong_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, name, words):
     with pytest.raises(SystemExit) as left:
         run_script(monkeypatch, capsys, name, tmp_path / "nowhere")

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_probe.benchmarks import Record, Step
+from ling_probe.errors import UsageError
 from ling_probe.stepbench import FAMILIES, generate
-from ling_probe.steps import judge, segment, token_spans
+from ling_probe.steps import check_steps, judge, segment, token_spans
 
 ARITHMETIC = Record(id="a", prompt="compute (7+5)*3\n", family="arithmetic", benchmark="stepbench")
 
@@ -36,9 +37,54 @@ def test_a_text_cut_short_keeps_its_last_line():
     assert (step.text, step.start, step.stop, step.correct) == ("7+5=1", 0, 5, False)
 
 
-def test_another_benchmark_has_lines_and_no_labels():
-    (step,) = segment(replace(ARITHMETIC, benchmark="gsm8k"), "7+5=13")
-    assert (step.label, step.correct, step.result) == ("other", None, "")
+FOREIGN = replace(ARITHMETIC, benchmark="elsewhere")
+
+
+def test_a_text_that_nobody_annotated_is_cut_and_labelled_by_rules():
+    (step,) = segment(FOREIGN, "7+5=13")
+    assert (step.label, step.correct, step.inputs, step.result) == ("add", None, ("7", "5"), "13")
+    assert [each.label for each in segment(FOREIGN, "7+5=13\nanswer: 13\n")] == ["add", "answer"]
+
+
+def test_steps_are_found_as_asked():
+    text = "He has 7 figs. He buys 5.\nSo he has 7+5=12."
+    annotated = (Step(label="x", text="He has 7 figs. He buys 5.", start=0, stop=26, correct=True),)
+    record = replace(FOREIGN, solution=text, steps=annotated)
+    assert segment(record, text) == segment(record, text, steps="annotated") == annotated
+    assert [step.text for step in segment(record, text, steps="lines")] == text.split("\n")
+    assert [step.text for step in segment(record, text, steps="sentences")] == [
+        "He has 7 figs.",
+        "He buys 5.",
+        "So he has 7+5=12.",
+    ]
+    assert segment(record, "7+5=12") == segment(record, "7+5=12", steps="rules")
+
+
+def test_what_cannot_be_asked_is_said():
+    with pytest.raises(UsageError, match='"verses"; these there are: auto, annotated, rules, sentences, lines'):
+        segment(FOREIGN, "7", steps="verses")
+    with pytest.raises(UsageError, match="this text of record a; find them by auto"):
+        segment(FOREIGN, "7", steps="annotated")
+    gold = generate("causal", "test", 0)
+    check_steps("annotated", [gold], generated=True)
+    with pytest.raises(UsageError, match="the solution of record a"):
+        check_steps("annotated", [gold, FOREIGN])
+    with pytest.raises(UsageError, match="a text that a model writes"):
+        check_steps("annotated", [gold, replace(gold, benchmark="elsewhere")], generated=True)
+    check_steps("auto", [FOREIGN])
+
+
+def test_a_found_step_is_correct_as_far_as_annotated_ones_say():
+    parts = ["A is 2. B is 3.\n", "So C is 6. Then D is 1.\n", "E is 9.\n"]
+    starts = [sum(map(len, parts[:place])) for place in range(3)]
+    steps = [
+        Step(label="x", text=part.strip(), start=start, stop=start + len(part), correct=correct)
+        for part, start, correct in zip(parts, starts, (True, False, None), strict=True)
+    ]
+    record = replace(FOREIGN, solution="".join(parts), steps=tuple(steps))
+    assert [step.correct for step in segment(record, record.solution, steps="lines")] == [True, False, None]
+    assert [step.correct for step in segment(record, record.solution, steps="sentences")] == [True, True, None, None, None]
+    assert {step.correct for step in segment(record, record.solution + "F", steps="lines")} == {None}
 
 
 @given(st.text(alphabet="7+5=12\n:answer ", max_size=60))

@@ -10,6 +10,8 @@ from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
 from ling_probe.analysis.script import script_main
+from ling_probe.analysis.similarity import step_similarity
+from ling_probe.analysis.solutions import answer_prediction
 from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "answer_prediction",
     "answers",
     "causal_effects",
     "coactivation",
@@ -29,6 +32,7 @@ __all__ = [
     "label_specialisation",
     "load_balance",
     "script_main",
+    "step_similarity",
     "sure_effect",
     "surest_first",
 ]

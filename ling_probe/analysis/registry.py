@@ -9,6 +9,8 @@ from ling_probe.analysis.clusters import EXPERT_CLUSTERS
 from ling_probe.analysis.coactivation import COACTIVATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.question import Analysis, Finding, Verdict
+from ling_probe.analysis.similarity import STEP_SIMILARITY
+from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -18,10 +20,12 @@ ANALYSES: dict[str, Analysis] = {
     for each in (
         LABEL_SPECIALISATION,
         FAMILY_SPECIALISATION,
+        STEP_SIMILARITY,
         EXPERT_LOAD,
         LOAD_BALANCE,
         COACTIVATION,
         EXPERT_CLUSTERS,
+        ANSWER_PREDICTION,
         CAUSAL_EFFECTS_OF_ROUTING,
     )
 }

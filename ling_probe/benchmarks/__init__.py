@@ -6,7 +6,7 @@ steps is `ling_probe.steps`. A new kind of record is one entry in `ling_probe.be
 """
 
 from ling_probe.benchmarks.answers import Answer
-from ling_probe.benchmarks.formats import FORMATS, Format, answer_of, label_of
+from ling_probe.benchmarks.formats import FORMATS, Format, answer_of
 from ling_probe.benchmarks.reading import read_benchmark
 from ling_probe.benchmarks.record import PLAIN, Benchmark, Record, Step
 
@@ -19,6 +19,5 @@ __all__ = [
     "Record",
     "Step",
     "answer_of",
-    "label_of",
     "read_benchmark",
 ]

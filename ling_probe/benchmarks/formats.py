@@ -1,4 +1,4 @@
-"""Every kind of record that can be read, one entry each: how it is known, read, labelled and judged.
+"""Every kind of record that can be read, one entry each: how it is known, read and judged.
 
 A new kind is a function from an object to the fields of a `Record`, and a line in the table.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 from ling_probe.benchmarks import logs, mathematics, reasoning
 from ling_probe.benchmarks.answers import BOXED, LETTER, LINE, NUMBER, TAGGED, TRUTH, WORDS, YES_NO, Answer
-from ling_probe.benchmarks.operations import Labelled, read_operations
 from ling_probe.benchmarks.record import PLAIN
 from ling_probe.benchmarks.values import listed
 from ling_probe.errors import BenchmarkError, UsageError
@@ -31,8 +30,6 @@ class Format:
     answer: Answer
     fits: Callable[[Values], bool] = lambda _values: True
     """Whether an object with the needed fields is of this kind; it tells apart kinds that share their fields."""
-    label: Callable[[str], Labelled] | None = None
-    """Labels a line of any text about such a problem; None where no line can be labelled."""
     uses: Sequence[str] = ()
     """Optional fields that end in the record, and so not in its ``meta``."""
     repeats: Callable[[Values, Values], bool] = lambda _values, _first: False
@@ -49,15 +46,15 @@ _QA = {"question": str, "answer": str}
 _ALL = (
     Format(
         "gsm8k", "GSM8K: question, and an answer that ends in #### and a number", _QA, mathematics.read_gsm8k, NUMBER,
-        fits=mathematics.is_gsm8k, label=read_operations,
+        fits=mathematics.is_gsm8k,
     ),
     Format(
         "gsm8k-socratic", "GSM8K with a sub-question before each step", _QA, mathematics.read_gsm8k, NUMBER,
-        fits=mathematics.is_socratic, label=read_operations,
+        fits=mathematics.is_socratic,
     ),
     Format(
         "svamp", "SVAMP: Body, Question, Equation, Answer", {"Body": str, "Question": str, "Equation": str, "Answer": _TEXT},
-        mathematics.read_svamp, NUMBER, label=read_operations, uses=("ID",),
+        mathematics.read_svamp, NUMBER, uses=("ID",),
     ),
     Format(
         "math", "MATH: problem and a solution with \\boxed{}", {"problem": str, "solution": str}, mathematics.read_math, BOXED,
@@ -124,11 +121,6 @@ FORMATS: Mapping[str, Format] = {each.name: each for each in _ALL}
 def answer_of(name: str) -> Answer:
     """How answers of a format are found and compared; a name that is no format's is plain."""
     return FORMATS[name].answer if name in FORMATS else LINE
-
-
-def label_of(name: str) -> Callable[[str], Labelled] | None:
-    """What labels a line of a text about a format's problem, if anything does."""
-    return FORMATS[name].label if name in FORMATS else None
 
 
 def named(name: str) -> Format:

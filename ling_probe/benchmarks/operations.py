@@ -13,12 +13,25 @@ SEVERAL = "calculate"
 """The label of a line with different operations."""
 OPERATIONS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 
-_SPELLINGS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "÷": "/", "−": "-", "–": "-", "\\$": "", "$": ""}
+_SPELLINGS = {
+    "\\times": "*",
+    "\\cdot": "*",
+    "\\div": "/",
+    "×": "*",
+    "÷": "/",
+    "−": "-",
+    "–": "-",
+    "\\approx": "=",
+    "≈": "=",
+    "\\$": "",
+    "$": "",
+}
 _OF_EQUATIONS = "0123456789.,%()*/+-x \t"
 _OPERATOR = re.compile(r"(?<=[\d.)%])[ \t]*([-+*/x])[ \t]*(?=[-\d.(])")
 _OPERAND = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 _RESULT = re.compile(r"[ \t]*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
-_UNIT = re.compile(r"(?<=\d)[ \t]?[A-Za-z]{2,}(?:/[A-Za-z]+)?(?=[ \t]*(?:[-+*/=]|x[ \t]*[\d.(]))")
+_VARIABLE = re.compile(r"(?:^|[^A-Za-z])[A-Za-z]$|[)}\]]$")
+_UNIT = re.compile(r"(?<=\d)[ \t]?/?[A-Za-z][A-Za-z'’]++(?:[ \t/][A-Za-z][A-Za-z'’]++){0,5}(?=[ \t]*(?:[-+*/=]|x[ \t]*[\d.(]))")
 
 
 class Labelled(NamedTuple):
@@ -38,8 +51,10 @@ def read_operations(text: str) -> Labelled:
     Labelled(label='subtract', inputs=('16', '3', '4'), result='9')
     >>> read_operations("2 * (3 + 4) = 14").label, read_operations("20 sheep + 5 sheep = 25").label
     ('calculate', 'add')
-    >>> read_operations("let n-1 = 4").label
-    'other'
+    >>> read_operations("$20/hour * 35 hours per week = $700").label
+    'multiply'
+    >>> {read_operations(formula).label for formula in ("let n-1 = 4", "n + 2 - 3 = 4", "f(t) - 3 + 2 = 5")}
+    {'other'}
     """
     for spelling, plain in _SPELLINGS.items():
         text = text.replace(spelling, plain)
@@ -61,5 +76,6 @@ def _equation(left: str) -> str:
     whole = left[len(rest) :]
     equation = whole.lstrip(" \t,)*/+%x")
     joined = len(equation) == len(whole) and rest[-1:] not in ("", "\n", ":", '"')
-    is_formula = joined or "x" in _OPERATOR.sub(" ", equation)
+    goes_on = whole.lstrip(" \t)")[:1] in tuple("+-*/x") and bool(_VARIABLE.search(rest[-2:]))
+    is_formula = joined or goes_on or "x" in _OPERATOR.sub(" ", equation)
     return "" if is_formula else equation

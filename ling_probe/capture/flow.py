@@ -1,6 +1,7 @@
 """Records to traces, window by window."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from ling_probe.errors import UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.streaming import StreamedLing
+from ling_probe.steps import check_steps
 from ling_probe.trace import RoutingTrace
 
 KEEP = ("experts", "loss", "logits", "contribution", "residual", "lens")
@@ -46,6 +48,7 @@ def capture(
     keep: Sequence[str] = ("experts", "loss"),
     batch_tokens: int = 8192,
     chat: Chat | None = None,
+    steps: str = "auto",
 ) -> Iterator[RoutingTrace]:
     """Run records through a model and yield one trace each, in order.
 
@@ -61,14 +64,16 @@ def capture(
         keep: Names from `KEEP`; experts are always kept.
         batch_tokens: Padded tokens of one forward pass; a longer sequence is a batch of its own.
         chat: Put each prompt as a conversation, through the tokenizer's own chat template.
+        steps: How reasoning steps are found: a name in `ling_probe.steps.CHOICES`.
 
     Raises:
-        UsageError: An unknown name in ``keep``, a setting out of its range, a prompt without tokens, no chat
+        UsageError: An unknown name in ``keep`` or ``steps``, a setting out of its range, a prompt without tokens, no chat
             template where one is asked for, or what a streamed model cannot do.
         InterventionError: An intervention that this model, or generation, cannot carry out.
     """
     loaded: LoadedLing = getattr(model, "loaded", model)
     check_keep(keep)
+    check_steps(steps)
     if isinstance(loaded, StreamedLing):
         _check_streamed(keep, max_new_tokens)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
@@ -80,6 +85,7 @@ def capture(
             sequences = complete(loaded, window, editor, decoding, batch_tokens, chat)
         else:
             sequences = [read_sequence(loaded, record, chat) for record in window]
+        sequences = [replace(sequence, steps=steps) for sequence in sequences]
         yield from record_sequences(loaded, sequences, editor, tuple(keep), batch_tokens)
 
 

@@ -28,7 +28,7 @@ def find_layout(sequence: TokenSequence) -> Layout:
     completion = "".join(texts)
     stops = np.cumsum([len(text) for text in texts])
     offsets = [(int(stop) - len(text), int(stop)) for text, stop in zip(texts, stops, strict=True)]
-    found = segment(sequence.record, completion)
+    found = segment(sequence.record, completion, steps=sequence.steps)
     spans = token_spans(found, offsets, base=start)
     segments = np.full(n, _REASONING, np.uint8)
     segments[:start] = _PROMPT

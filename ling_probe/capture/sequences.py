@@ -26,6 +26,8 @@ class TokenSequence:
     generated: bool
     template: tuple[bool, ...] = ()
     """Which tokens of the prompt a chat template added; empty without one."""
+    steps: str = "auto"
+    """How its reasoning steps are found: a name in `ling_probe.steps.CHOICES`."""
 
 
 def read_sequence(loaded: LoadedLing, record: Record, chat: Chat | None = None) -> TokenSequence:

@@ -1,0 +1,204 @@
+"""Whether steps of one kind are routed alike, beyond their words, their place and their problem.
+
+1. Give each step a profile in a layer: how often each expert was chosen there, per token; how often its tokens alone would make
+   it so, as they choose in all steps of the family; and what is left of the first without the second.
+2. Take the cosine of every pair of steps of a family, and the mean over pairs of one label minus that over pairs of two.
+3. Do so at five levels, from the second on each keeping more equal than the one before:
+
+       words     profiles that the tokens alone would make, pairs from different problems
+       raw       profiles as they are, the same pairs
+       token     what is left beyond the tokens, the same pairs
+       position  of these the pairs that stand at the same place of their solutions
+       problem   what is left beyond the tokens, pairs from the same problem
+
+4. Shuffle labels over whole steps inside each problem, and see how often the difference is as large.
+
+Large runs are sampled by whole problems.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, Float64, Integer
+
+from ling_probe import stats
+from ling_probe.analysis.classified import Classified, classified_steps, expected_choices
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
+from ling_probe.run import Run
+
+LEVELS = ("words", "raw", "token", "position", "problem")
+STEPS = 600
+"""About so many steps of a run are compared, all with all."""
+LEAST_GAP = 0.02
+"""Difference of mean cosines that is not worth having."""
+
+
+def step_similarity(run: Run, *, permutations: int = 499, draws: int = 500, seed: int = 0) -> pd.DataFrame:
+    """How much more alike steps of the same label are routed than steps of different labels of the family.
+
+    One row a layer and level (see above): `same` and `different`, the mean cosines of the two kinds of pair, `gap` their
+    difference with its 95 % bootstrap interval over problems, `p` from whole-step permutation inside each problem, `q`
+    corrected over all rows (Benjamini-Hochberg), `steps`, `problems` and `pairs` compared.
+
+    Args:
+        run: A run whose benchmark has step labels.
+        permutations: Shuffles.
+        draws: Bootstrap samples of the interval.
+        seed: Of the sample, the shuffles and the bootstrap.
+
+    Raises:
+        UsageError: The run has no step labels.
+    """
+    steps = classified_steps(run)
+    sample = _Sample.of(steps, seed)
+    shuffled = stats.permute_labels(sample.codes, blocks=sample.sequence, draws=permutations, seed=seed)
+    weights = stats.bootstrap_weights(int(sample.sequence.max()) + 1, draws=draws, seed=seed)
+    rows = []
+    for layer in run.spec.routed_layers:
+        choices = expected_choices(run, layer, steps)
+        tokens = steps.n_tokens[sample.rows, None]
+        raw = _unit((choices.observed[sample.rows] / tokens).astype(np.float32))
+        words = _unit((choices.expected[sample.rows] / tokens).astype(np.float32))
+        left = _unit(((choices.observed - choices.expected)[sample.rows] / tokens).astype(np.float32))
+        for level in LEVELS:
+            profiles = {"words": words, "raw": raw}.get(level, left)
+            cosine = profiles @ profiles.T
+            rows.append({"layer": layer, "level": level} | sample.compare(cosine, level, shuffled, weights))
+    table = pd.DataFrame(rows).assign(seed=seed)
+    table.insert(len(table.columns) - 1, "q", stats.benjamini_hochberg(table["p"].to_numpy()))
+    return table
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The n steps that are compared."""
+
+    rows: Integer[np.ndarray, " n"]
+    codes: Integer[np.ndarray, " n"]
+    sequence: Integer[np.ndarray, " n"]
+    """Problem of each, numbered from 0 without gaps."""
+    family: Integer[np.ndarray, " n"]
+    place: Integer[np.ndarray, " n"]
+    """Its place among the steps of its problem."""
+
+    @classmethod
+    def of(cls, steps: Classified, seed: int) -> "_Sample":
+        """Steps with tokens, of whole problems drawn at random until there are enough."""
+        held = np.flatnonzero(steps.n_tokens > 0)
+        order = np.random.default_rng(seed).permutation(np.unique(steps.sequence[held]))
+        sizes = np.bincount(steps.sequence[held], minlength=int(order.max()) + 1)[order]
+        drawn = order[: int(np.searchsorted(np.cumsum(sizes), STEPS)) + 1]
+        rows = held[np.isin(steps.sequence[held], drawn)]
+        first = np.searchsorted(steps.sequence, steps.sequence[rows])
+        problem = np.unique(steps.sequence[rows], return_inverse=True)[1]
+        return cls(rows, steps.codes[rows], problem, steps.stratum[rows], rows - first)
+
+    def compare(
+        self,
+        cosine: Float32[np.ndarray, "n n"],
+        level: str,
+        shuffled: Integer[np.ndarray, "B n"],
+        weights: Float64[np.ndarray, "D P"],
+    ) -> dict[str, float]:
+        """The columns of one level."""
+        paired = self._pairs(level)
+        if not paired.any():
+            return {"same": np.nan, "different": np.nan, "gap": np.nan, "ci_low": np.nan, "ci_high": np.nan, "p": np.nan} | (
+                self._sizes(paired)
+            )
+        same = paired & (self.codes[:, None] == self.codes)
+        means = _mean(cosine, same), _mean(cosine, paired & ~same)
+        gap = means[0] - means[1]
+        low, high = stats.percentile_interval(self._drawn(cosine, same, weights) - self._drawn(cosine, paired & ~same, weights))
+        null = np.array(list(_shuffled_gaps(np.where(paired, cosine, 0), paired, shuffled)))
+        exceeding = (np.abs(null - null.mean()) >= abs(gap - null.mean()) - 1e-9).sum()
+        p = float(stats.permutation_p(exceeding, len(null)))
+        found = {"same": means[0], "different": means[1], "gap": gap, "ci_low": float(low), "ci_high": float(high), "p": p}
+        return found | self._sizes(paired)
+
+    def _pairs(self, level: str) -> Bool[np.ndarray, "n n"]:
+        family = self.family[:, None] == self.family
+        problem = self.sequence[:, None] == self.sequence
+        if level == "problem":
+            return family & problem & ~np.eye(len(self.codes), dtype=bool)
+        place = self.place[:, None] == self.place if level == "position" else True
+        return family & ~problem & place
+
+    def _drawn(
+        self, cosine: Float32[np.ndarray, "n n"], pairs: Bool[np.ndarray, "n n"], weights: Float64[np.ndarray, "D P"]
+    ) -> Float64[np.ndarray, " D"]:
+        """Mean over pairs when problems are drawn anew: a pair of problems weighs the product of their draws."""
+        size = weights.shape[1]
+        member = np.zeros((size, len(self.codes)), np.float32)
+        member[self.sequence, np.arange(len(self.codes))] = 1
+        total, number = (member @ values @ member.T for values in (np.where(pairs, cosine, 0), pairs.astype(np.float32)))
+        own = np.arange(size)
+        # Pairs inside a problem come as often as the problem, not as its square.
+        totals = np.einsum("dp,pq,dq->d", weights, total, weights, optimize=True)
+        numbers = np.einsum("dp,pq,dq->d", weights, number, weights, optimize=True)
+        totals -= ((weights**2 - weights) * total[own, own]).sum(axis=1)
+        numbers -= ((weights**2 - weights) * number[own, own]).sum(axis=1)
+        return totals / np.maximum(numbers, 1)
+
+    def _sizes(self, paired: Bool[np.ndarray, "n n"]) -> dict[str, float]:
+        return {"steps": len(self.codes), "problems": int(self.sequence.max()) + 1, "pairs": int(paired.sum()) // 2}
+
+
+def _shuffled_gaps(
+    cosine: Float32[np.ndarray, "n n"], paired: Bool[np.ndarray, "n n"], shuffled: Integer[np.ndarray, "B n"]
+) -> Iterator[float]:
+    number, labels = paired.astype(np.float32), int(shuffled.max()) + 1
+    sums, pairs = float(cosine.sum(dtype=float)), float(number.sum(dtype=float))
+    for codes in shuffled:
+        member = np.zeros((len(codes), labels), np.float32)
+        member[np.arange(len(codes)), codes] = 1
+        same, count = float((member * (cosine @ member)).sum(dtype=float)), float((member * (number @ member)).sum(dtype=float))
+        yield same / max(count, 1.0) - (sums - same) / max(pairs - count, 1.0)
+
+
+def _unit(profiles: Float32[np.ndarray, "n E"]) -> Float32[np.ndarray, "n E"]:
+    return profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), np.float32(1e-9))
+
+
+def _mean(values: Float32[np.ndarray, "n n"], where: Bool[np.ndarray, "n n"]) -> float:
+    return float(values[where].mean(dtype=float)) if where.any() else np.nan
+
+
+def _finding(table: pd.DataFrame) -> Finding:
+    kept = table[table["level"] == "position"]
+    row = kept.sort_values("ci_low", ascending=False, na_position="last").iloc[0]
+    gap = table[table["layer"] == row["layer"]].set_index("level")["gap"].to_dict()
+    sure = table[(table["q"] < DISCOVERY) & (table["ci_low"] > 0)]["level"].value_counts()
+    verdict = judge(row["ci_low"], row["ci_high"], q=row["q"], least=LEAST_GAP)
+    return Finding(
+        sentence=(
+            f"In layer {row['layer']} steps of one label are routed more alike than steps of two by a cosine of "
+            f"{gap['raw']:.3f}, where their tokens alone would make it {gap['words']:.3f}. What is left beyond the tokens "
+            f"differs by {gap['token']:.3f}, at the same place of the solution by {row['gap']:.3f} (95 % interval "
+            f"{row['ci_low']:.3f} to {row['ci_high']:.3f}), in one problem by {gap['problem']:.3f}. Of {len(kept)} layers "
+            f"{sure.get('position', 0)} keep a difference at equal tokens and place, {sure.get('problem', 0)} in one problem."
+        ),
+        verdict=verdict,
+        rung=3 if verdict is Verdict.SUPPORTED else 0,
+        effect=float(row["gap"]),
+        unit="cosine",
+        ci_low=float(row["ci_low"]),
+        ci_high=float(row["ci_high"]),
+        q=float(row["q"]),
+    )
+
+
+STEP_SIMILARITY = Analysis(
+    function=step_similarity,
+    question="Are steps of one kind routed alike, beyond their words, place and problem?",
+    claim="Steps of one label are routed more alike than steps of different labels, at equal tokens and place.",
+    method=(
+        "Mean cosine of expert profiles over pairs of steps of one label minus pairs of two, in the same family: raw, beyond "
+        "the tokens, at the same place of the solution, inside one problem. Null: labels shuffled over whole steps inside each "
+        "problem; corrected over all layers and levels (Benjamini-Hochberg); intervals from a bootstrap over problems."
+    ),
+    order=in_order,
+    finding=_finding,
+)
