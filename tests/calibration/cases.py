@@ -48,6 +48,8 @@ class Case:
     quick: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """More of them where only few runs can be afforded."""
     quick_runs: int = 200
+    note: str = ""
+    """What is special about the options."""
     pair: Literal["other problems", "same problems"] = "other problems"
     """What a comparison compares: two runs of other problems, or two that route the same problems anew."""
     null: float = 0.0
@@ -60,7 +62,8 @@ class Case:
     """What is wrong with the test in this world, where it is known to reject too often: counted, not excused."""
 
     def __str__(self) -> str:
-        return f"{self.analysis}, {self.world}"
+        pair = self.pair if ANALYSES[self.analysis].compares else ""
+        return ", ".join(filter(None, (self.analysis, self.world, self.note, pair)))
 
     def table(self, seed: int, **options: Any) -> pd.DataFrame:
         """The analysis of fresh runs."""
@@ -72,27 +75,61 @@ class Case:
         return analysis.function([world.run(seed), other], **options)
 
 
-FEW = MappingProxyType({"permutations": 199, "draws": 50})
+FEW = MappingProxyType({"draws": 50})
+MOMENTS = MappingProxyType({"permutations": 10**9})
+"""More permutations than are ever drawn: every p is then from exact moments, as in large runs."""
 RARE_WORDS = (
     "a word that a label has nearly to itself is expected to do what it did there: that takes from the observed sum, and less "
     "from shuffled ones"
 )
+CAREFUL = "the law fitted to the moments has a heavier tail than shuffles of few steps"
+VERDICT_ONLY = "the verdict is a rule of several conditions, not a test at 5 %"
 
-CASES = (
+
+def label_given_token(table: pd.DataFrame) -> pd.DataFrame:
+    """What routing tells about the label, given the token at least."""
+    return table[(table["about"] == "label") & (table["given"] != "nothing")]
+
+
+def beyond_words(table: pd.DataFrame) -> pd.DataFrame:
+    """With the interval of what is left beyond the words."""
+    return table.assign(ci_low=table["beyond_low"], ci_high=table["beyond_high"])
+
+
+def none(table: pd.DataFrame) -> pd.DataFrame:
+    """No row: the verdict alone counts."""
+    return table[:0]
+
+
+_CASES = (
     Case(analysis="label_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
-    Case(analysis="label_specialisation", world="words alone", quick=FEW, reason=RARE_WORDS),
+    Case(analysis="label_specialisation", world="same words", quick=FEW),
+    Case(analysis="label_specialisation", world="words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
     Case(analysis="family_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
-    Case(analysis="family_specialisation", world="words alone", quick=FEW),
+    Case(analysis="family_specialisation", world="same words", quick=FEW),
+    Case(analysis="family_specialisation", world="same words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
+    Case(analysis="correctness_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
+    Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=100),
+    Case(analysis="label_decoding", world="words", rows=none, quick_runs=20, reason=VERDICT_ONLY),
+    Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
+    Case(analysis="enrichment", world="loads"),
+    Case(analysis="router_confidence", world="words", rows=beyond_words, quick=FEW, reason=RARE_WORDS),
+    Case(analysis="expert_affinity", world="same words"),
+    Case(analysis="repeat_choice", world="same words, no order", null=1.0),
+    Case(analysis="segment_routing", world="same words, no order"),
+    Case(analysis="routing_churn", world="words"),
+    Case(analysis="prompt_rollout", world="same words, no trend"),
+    Case(analysis="layer_transition", world="loads"),
+    Case(analysis="load_shift", world="words"),
+    Case(analysis="load_shift", world="words", pair="same problems"),
     Case(analysis="coactivation", world="even", quick_runs=100),
     Case(
         analysis="coactivation", world="loads", quick_runs=100,
-        wrong="the null's independence inside and across groups is not what a router makes of unequal loads",
+        wrong="independence inside and across groups is not exactly what a router makes of unequal loads",
     ),
-    Case(
-        analysis="expert_clusters", world="words", quick_runs=40,
-        reason="the verdict is a rule of two conditions, not a test at 5 %",
-    ),
+    Case(analysis="expert_clusters", world="words", quick_runs=40, reason=VERDICT_ONLY),
 )  # fmt: skip
+CASES = tuple(case for case in _CASES if case.analysis in ANALYSES)
 
 
 @dataclass(frozen=True, eq=False)
