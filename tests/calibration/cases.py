@@ -27,6 +27,7 @@ LOADS = World(token=0.0, drift=0.0, trend=0.0, sequence=0.0)
 WORLDS = {
     "words": WORDS,
     "words alone": WORDS_ALONE,
+    "longer is harder": replace(WORDS, n_sequences=96, longer_is_harder=0.5),
     "same words": World(),
     "same words, no order": World(drift=0.0, trend=0.0),
     "same words, no trend": World(trend=0.0),
@@ -96,6 +97,11 @@ def beyond_words(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ci_low=table["beyond_low"], ci_high=table["beyond_high"])
 
 
+def beyond_tokens(table: pd.DataFrame) -> pd.DataFrame:
+    """Levels at which tokens are equal."""
+    return table[~table["level"].isin(["words", "raw"])]
+
+
 def none(table: pd.DataFrame) -> pd.DataFrame:
     """No row: the verdict alone counts."""
     return table[:0]
@@ -109,6 +115,8 @@ _CASES = (
     Case(analysis="family_specialisation", world="same words", quick=FEW),
     Case(analysis="family_specialisation", world="same words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
     Case(analysis="correctness_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
+    Case(analysis="step_similarity", world="words", rows=beyond_tokens, quick_runs=100),
+    Case(analysis="answer_prediction", world="longer is harder", quick_runs=40),
     Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=100),
     Case(analysis="label_decoding", world="words", rows=none, quick_runs=20, reason=VERDICT_ONLY),
     Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
@@ -206,7 +214,7 @@ def count(case: Case, n_runs: int, *, first: int = 0, quick: bool = False) -> Co
 
 
 def _one(table: pd.DataFrame, null: float, rng: np.random.Generator) -> tuple[float, float, bool, float]:
-    """p of a test drawn at random, the share that reject, whether anything is found, and whether that interval misses the null."""
+    """p of a test drawn at random, the share that reject, whether anything is found, whether that interval misses the null."""
     has_p = "p" in table
     tested = table[table["p" if has_p else "ci_low"].notna()] if has_p or "ci_low" in table else table[:0]
     if tested.empty:
@@ -222,8 +230,8 @@ def _one(table: pd.DataFrame, null: float, rng: np.random.Generator) -> tuple[fl
 def calibrate(case: Case, n_runs: int, *, quick: bool = False) -> tuple[Counts, list[str]]:
     """Counts, and what is wrong by two looks.
 
-    One row in twenty falls outside a 95 % band by chance. What is off in the first look is looked at again in as many fresh runs;
-    only what is off there too is a fault, and the counts are then those of the second look.
+    One row in twenty falls outside a 95 % band by chance. What is off in the first look is looked at again in as many fresh
+    runs; only what is off there too is a fault, and the counts are then those of the second look.
     """
     first = count(case, n_runs, quick=quick)
     faults = first.faults(may_be_low=bool(case.reason))

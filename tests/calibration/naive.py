@@ -1,4 +1,4 @@
-"""What others do: tests of a label's preference that do not know which words it is written in, or that tokens are not independent."""
+"""What others do: tests of a label's preference that know nothing of its words, or take tokens for independent."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ def token_chi_square(run: Run) -> pd.DataFrame:
     labels, cells = run.steps["label"].to_numpy(dtype=str), []
     for label in np.unique(labels):
         inside = labels == label
-        hits, totals = np.stack([chosen[inside].sum(axis=0), chosen[~inside].sum(axis=0)]), [tokens[inside].sum(), tokens[~inside].sum()]
+        sides = (inside, ~inside)
+        hits, totals = np.stack([chosen[side].sum(axis=0) for side in sides]), np.array([tokens[side].sum() for side in sides])
         for row, expert in np.ndindex(chosen.shape[1:]):
             hit = hits[:, row, expert]
             cells.append((row, expert, label, _chi_square(np.stack([hit, totals - hit]))))

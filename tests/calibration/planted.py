@@ -1,4 +1,4 @@
-"""Runs with effects of known size: how often they are found, how often something else is, how often intervals hold the truth."""
+"""Runs with effects of known size: how often they are found, or something else is, and how often intervals hold the truth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

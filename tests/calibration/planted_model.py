@@ -12,7 +12,7 @@ operation. The residual stream has places for
 1. The attention of layer 0 attends to the last operation's word: among marked keys the score falls with distance (a slow
    rotary frequency, an eighth of a turn ahead); it writes what the word names to CURRENT of every token of the step.
 2. In each routed layer one expert of one group reads each operation: its router row holds that place of CURRENT, and a
-   constant that keeps it silent elsewhere; it writes nothing. Every token so has one such expert, and others for its other places.
+   constant that keeps it silent elsewhere; it writes nothing. Every token so has one such expert, and others beside it.
 3. Rows of the others, and all attention and experts after layer 0, read and write the word's places alone, where an operation's
    word is nothing: nothing else about the model knows the operation.
 
@@ -32,7 +32,7 @@ import ling_probe
 from ling_probe.benchmarks import Benchmark, Record, Step
 from ling_probe.model import LingConfig, LingForCausalLM
 from ling_probe.model.load import LoadedLing, load_native
-from ling_probe.model.modeling import LingAttention, LingGate, LingMLP, LingMoE
+from ling_probe.model.modeling import LingAttention, LingMLP, LingMoE
 
 OPERATIONS = {
     "add": "finds", "subtract": "loses", "multiply": "multiplies", "divide": "divides", "compare": "compare",

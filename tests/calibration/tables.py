@@ -30,8 +30,8 @@ def null_table(runs: int) -> Iterator[str]:
     yield f"{runs} runs a row; the 95 % band of a rate of 5 % is {low} to {high} runs ({low / runs:.1%} to {high / runs:.1%})."
     yield ""
     yield (
-        "| analysis, world | one test a run, drawn at random | all tests, mean and 95 % interval over runs | runs with any q < 0.05 "
-        "| runs with verdict \"supported\" | its interval holds what is true | |"
+        "| analysis, world | one test a run, drawn at random | all tests, mean, 95 % interval over runs | runs with any q < 0.05 "
+        '| runs with verdict "supported" | its interval holds what is true | |'
     )
     yield "|---|---|---|---|---|---|---|"
     for case in CASES:
@@ -68,7 +68,7 @@ def naive_table(runs: int) -> Iterator[str]:
 
 
 def power_table(runs: int) -> Iterator[str]:
-    yield "| logit | true log2 ratio | problems | found | cells found a run | of these wrong | bias, log2 | inside the interval |"
+    yield "| logit | true log2 ratio | problems | found | cells found | of these wrong | bias, log2 | inside the interval |"
     yield "|---|---|---|---|---|---|---|---|"
     for boost in BOOSTS:
         world = planted_world(boost, 1)
@@ -84,7 +84,7 @@ def power_table(runs: int) -> Iterator[str]:
 
 
 def model_table(_runs: int) -> Iterator[str]:
-    yield "| run | q < 0.05: preferences, aversions | preferences surely over 1.5 times | of them planted | planted found | p ≤ 0.05 |"
+    yield "| run | q < 0.05: preferences, aversions | surely over 1.5 times | of them planted | planted found | p ≤ 0.05 |"
     yield "|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -123,7 +123,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200, help="null runs a row; a fifth as many planted ones")
     asked = parser.parse_args()
     for name in asked.tables or TABLES:
-        write(name, list(TABLES[name](asked.runs)))
+        lines = []
+        for line in TABLES[name](asked.runs):
+            lines.append(line)
+            write(name, lines)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from cases import LEVEL
-from worlds import World
 from naive import step_shuffle, token_chi_square
 from planted import CONFOUNDED, planted_world, power, true_effects
+from worlds import World
 
 from ling_probe.analysis import label_specialisation
 

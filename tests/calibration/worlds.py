@@ -1,7 +1,7 @@
 """Synthetic runs by the hundred: whole runs drawn as arrays, routed by the real rule, kept in memory.
 
-A `World` fixes how experts, words and labels behave; `World.run(seed)` draws problems from it. The logit of an expert for a token
-is the sum of
+A `World` fixes how experts, words and labels behave; `World.run(seed)` draws problems from it. The logit of an expert for a
+token is the sum of
 
     skew       of the expert: uneven load
     token      of the token id and expert: routing follows the words
@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -261,12 +262,10 @@ def _logits(world: World, layout: _Layout, token_id: np.ndarray, rng: np.random.
 
 def _joined(words: np.ndarray, owner: np.ndarray, n_owners: int) -> list[str]:
     bounds = np.searchsorted(owner, np.arange(n_owners + 1))
-    return ["".join(words[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return ["".join(words[start:stop]) for start, stop in pairwise(bounds)]
 
 
-def _sequences(
-    world: World, seed: int, layout: _Layout, rng: np.random.Generator, words: np.ndarray
-) -> pd.DataFrame:
+def _sequences(world: World, seed: int, layout: _Layout, rng: np.random.Generator, words: np.ndarray) -> pd.DataFrame:
     n, families = world.n_sequences, tuple(LABELS)
     n_steps = np.bincount(layout.piece_sequence[layout.piece_step >= 0], minlength=n)
     odds = 1.1 - world.longer_is_harder * (n_steps - n_steps.mean())
