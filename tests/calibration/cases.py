@@ -28,6 +28,8 @@ WORLDS = {
     "words": WORDS,
     "words alone": WORDS_ALONE,
     "longer is harder": replace(WORDS, n_sequences=96, longer_is_harder=0.5),
+    "labels in order": replace(WORDS, ordered=True),
+    "labels in order, strong trend": replace(WORDS, ordered=True, trend=1.5),
     "same words": World(),
     "same words, no order": World(drift=0.0, trend=0.0),
     "same words, no trend": World(trend=0.0),
@@ -84,6 +86,7 @@ RARE_WORDS = (
     "from shuffled ones"
 )
 CAREFUL = "the law fitted to the moments has a heavier tail than shuffles of few steps"
+IN_ORDER = "labels that keep their place in a solution are not exchangeable, and routing changes along the way"
 VERDICT_ONLY = "the verdict is a rule of several conditions, not a test at 5 %"
 
 
@@ -111,6 +114,8 @@ _CASES = (
     Case(analysis="label_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
     Case(analysis="label_specialisation", world="same words", quick=FEW),
     Case(analysis="label_specialisation", world="words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
+    Case(analysis="label_specialisation", world="labels in order", quick=FEW, wrong=IN_ORDER),
+    Case(analysis="label_specialisation", world="labels in order, strong trend", quick=FEW, wrong=IN_ORDER),
     Case(analysis="family_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
     Case(analysis="family_specialisation", world="same words", quick=FEW),
     Case(analysis="family_specialisation", world="same words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),

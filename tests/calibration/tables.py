@@ -30,7 +30,7 @@ def null_table(runs: int) -> Iterator[str]:
     yield f"{runs} runs a row; the 95 % band of a rate of 5 % is {low} to {high} runs ({low / runs:.1%} to {high / runs:.1%})."
     yield ""
     yield (
-        "| analysis, world | one test a run, drawn at random | all tests, mean, 95 % interval over runs | runs with any q < 0.05 "
+        "| analysis, world | one test a run | all tests, mean, 95 % interval over runs | runs with any q < 0.05 "
         '| runs with verdict "supported" | its interval holds what is true | |'
     )
     yield "|---|---|---|---|---|---|---|"
