@@ -78,12 +78,12 @@ def open_run(source: Source) -> Run:
 
 
 @st.cache_data(show_spinner="Computing over the whole run; done once", max_entries=64)
-def table(source: Source, analysis: str) -> pd.DataFrame | str:
+def table(source: Source, analysis: str) -> pd.DataFrame | UsageError:
     """An analysis of the run, or why the run cannot answer it."""
     try:
         return ANALYSES[analysis].function(open_run(source))
     except UsageError as error:
-        return str(error)
+        return error
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

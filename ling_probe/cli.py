@@ -18,6 +18,7 @@ from ling_probe.errors import LingProbeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ling_probe.activations import ActivationSpec
     from ling_probe.benchmarks import Benchmark, Record
     from ling_probe.causal import Study
     from ling_probe.chat import Chat
@@ -142,6 +143,18 @@ def capture(
             "(norm after every layer, 4L), lens (what each of them adds to the logit of the next token, 2MK + 2M)."
         ),
     ] = None,
+    activations: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whole vectors to keep, 2D + 8 bytes a token and site (4D + 8 in float32; D wide); repeatable: residual:3,5 "
+            "(the stream after layers), router:0-4 (what routers read), expert:4.17 (what expert 17 of layer 4 adds where it "
+            "is chosen).",
+            metavar="SITE",
+        ),
+    ] = None,
+    activation_positions: Annotated[
+        str, typer.Option(help="Which tokens' vectors: all, prompt, reasoning, answer, last (of a sequence) or step-ends.")
+    ] = "all",
     prompt_field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the problem.")] = "prompt",
     solution_field: Annotated[str, typer.Option(help="Field that holds the worked solution.")] = "solution",
     answer_field: Annotated[str, typer.Option(help="Field that holds the answer.")] = "answer",
@@ -196,13 +209,14 @@ def capture(
     decoding = {
         "max_new_tokens": generate, "temperature": temperature, "top_p": top_p, "stop": tuple(stop or ()), "seed": seed,
     }  # fmt: skip
+    vectors = _activations(activations, activation_positions)
     options = {
-        "keep": ("experts", "loss", *(keep or ())), "batch_tokens": batch_tokens, "parts": parts, "redo_damaged": redo_damaged,
-        "chat": _chat(system) if chat else None, "steps": steps.value, **decoding,
+        "keep": ("experts", "loss", *(keep or ())), "activations": vectors, "batch_tokens": batch_tokens, "parts": parts,
+        "redo_damaged": redo_damaged, "chat": _chat(system) if chat else None, "steps": steps.value, **decoding,
     }  # fmt: skip
     if not ray:
         _check_out(into, resume=resume or redo_damaged)
-    _check_kept(keep or (), **decoding)
+    _check_kept(keep or (), vectors, **decoding)
     source = {"split": split, "limit": limit, "format": format_name, "on_error": on_error.value, **fields}
     problems = _read(benchmark, **source)
     _print_read(problems)
@@ -610,11 +624,19 @@ def _check_out(folder: Path, *, resume: bool) -> None:
         raise RunError(f"{folder} exists already and is left as it is; give --out a new folder, or --resume an interrupted run")
 
 
-def _check_kept(keep: Sequence[str], **decoding: Any) -> None:
+def _activations(sites: Sequence[str] | None, positions: str) -> "ActivationSpec | None":
+    from ling_probe.activations import ActivationSpec
+
+    if not sites and positions != "all":
+        raise UsageError(f"positions {positions} of which activations? name them with --activations, such as residual:3")
+    return ActivationSpec(names=tuple(sites), positions=positions) if sites else None
+
+
+def _check_kept(keep: Sequence[str], activations: "ActivationSpec | None", **decoding: Any) -> None:
     """Refuse settings that make no sense before minutes are spent on loading."""
     from ling_probe.capture import Decoding, check_keep
 
-    check_keep(keep)
+    check_keep(keep, activations)
     Decoding(**decoding)
 
 
@@ -724,6 +746,8 @@ def _facts(run: "Run") -> dict[str, Any]:
     manifest = run.manifest
     tokens = sum(part.tokens for part in manifest.parts)
     size = sum(path.stat().st_size for path in (run.folder / "parts").rglob("tokens.parquet"))
+    kept = run.kept_activations
+    vectors = sum(path.stat().st_size for path in (run.folder / "parts").rglob("activations.safetensors"))
     check = manifest.model.get("verification") or {}
     return {
         "run": str(run.folder),
@@ -740,6 +764,7 @@ def _facts(run: "Run") -> dict[str, Any]:
         "steps": sum(part.steps for part in manifest.parts),
         "tokens": tokens,
         "bytes_per_token": round(size / tokens, 1) if tokens else None,
+        **({"activations": str(kept), "vector_bytes": vectors} if kept else {}),
         "parts": len(manifest.parts),
         "interventions": len(manifest.interventions),
         "verification": f"{check.get('differ')} of {check.get('choices')} differ" if check else None,

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Integer, Real
+from jaxtyping import Bool, Float64, Integer, Real, UInt8
 
 RARE = 0.1
 """An expert is rare below this part of the even share."""
@@ -16,6 +16,8 @@ _SIMULATED_TOKENS = 4096
 """Above this many tokens the floors shrink as one over the square root of the tokens; the error is under 4 %."""
 _SIMULATED_VALUES = 2**25
 """Random numbers spent on a floor, shared among its repeats."""
+_SLICE = 32_768
+"""Choices compared at a time: what fits into a processor's cache."""
 
 
 def load_share(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows E"]:
@@ -77,6 +79,15 @@ def max_vio(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]
     return load_share(counts).max(axis=-1) * counts.shape[-1] - 1
 
 
+def balancedness(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Mean load over the largest: 1 is perfectly even, 1/E is one expert taking every token.
+
+    >>> balancedness(np.array([3, 1, 0, 0])).round(6)
+    np.float64(0.333333)
+    """
+    return 1 / (max_vio(counts) + 1)
+
+
 def load_variation(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
     """Coefficient of variation of the load: standard deviation over the experts divided by their mean.
 
@@ -109,6 +120,21 @@ def _entropy(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"
     return 0.0 - (share * np.log(np.where(share > 0, share, 1.0))).sum(axis=-1)
 
 
+def experts_needed(counts: Real[np.ndarray, "*rows E"], share: float) -> Float64[np.ndarray, "*rows"]:
+    """How many experts, the most loaded first, hold a share of the load; between two numbers, in proportion.
+
+    >>> experts_needed(np.array([[5, 3, 2, 0], [1, 1, 1, 1]]), 0.8)
+    array([2. , 3.2])
+    """
+    load = np.sort(load_share(counts), axis=-1)[..., ::-1]
+    held = load.cumsum(axis=-1)
+    # Sums that fall short of the share by rounding alone hold it.
+    whole = (held < share - 1e-12).sum(axis=-1, keepdims=True)
+    before = np.take_along_axis(np.concatenate([np.zeros_like(held[..., :1]), held], axis=-1), whole, axis=-1)
+    last = np.take_along_axis(load, np.minimum(whole, load.shape[-1] - 1), axis=-1)
+    return (whole + (share - before) / last)[..., 0]
+
+
 class BalanceFloor(NamedTuple):
     """What sampling noise alone makes of a router with no preference at all."""
 
@@ -116,7 +142,6 @@ class BalanceFloor(NamedTuple):
     max_vio: float
 
 
-@lru_cache(maxsize=64)
 def balance_floor(
     n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
 ) -> BalanceFloor:
@@ -127,12 +152,26 @@ def balance_floor(
     """
     if tokens == 0:
         return BalanceFloor(np.nan, np.nan)
-    rng = np.random.default_rng(seed)
+    counts = balanced_loads(n_experts, top_k, tokens, n_groups=n_groups, topk_groups=topk_groups, seed=seed)
+    return BalanceFloor(float(gini(counts).mean()), float(max_vio(counts).mean()))
+
+
+def balanced_loads(
+    n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
+) -> Float64[np.ndarray, "repeats E"]:
+    """Loads of several perfectly balanced routers after so many tokens, each summing to 1."""
     simulated = min(tokens, _SIMULATED_TOKENS)
-    repeats = int(np.clip(_SIMULATED_VALUES // (simulated * n_experts), 4, 400))
-    counts = np.stack([_balanced_counts(rng, simulated, n_experts, top_k, n_groups, topk_groups) for _ in range(repeats)])
-    shrink = np.sqrt(simulated / tokens)
-    return BalanceFloor(float(gini(counts).mean() * shrink), float(max_vio(counts).mean() * shrink))
+    counts = _balanced_routers(n_experts, top_k, simulated, n_groups, topk_groups, seed)
+    return 1 / n_experts + (load_share(counts) - 1 / n_experts) * np.sqrt(simulated / tokens)
+
+
+@lru_cache(maxsize=64)
+def _balanced_routers(
+    n_experts: int, top_k: int, tokens: int, n_groups: int, topk_groups: int, seed: int
+) -> Integer[np.ndarray, "repeats E"]:
+    rng = np.random.default_rng(seed)
+    repeats = int(np.clip(_SIMULATED_VALUES // (tokens * n_experts), 4, 400))
+    return np.stack([_balanced_counts(rng, tokens, n_experts, top_k, n_groups, topk_groups) for _ in range(repeats)])
 
 
 def _balanced_counts(
@@ -148,3 +187,35 @@ def _best(score: Real[np.ndarray, "T N"], k: int) -> Bool[np.ndarray, "T N"]:
     chosen = np.zeros(score.shape, dtype=bool)
     np.put_along_axis(chosen, np.argpartition(score, -k, axis=-1)[:, -k:], values=True, axis=-1)
     return chosen
+
+
+def overlap(one: Integer[np.ndarray, "*rows K"], other: Integer[np.ndarray, "*rows K"]) -> UInt8[np.ndarray, "*rows"]:
+    """How many experts two choices have in common; slots do not matter.
+
+    >>> overlap(np.array([[3, 1, 2]]), np.array([[1, 4, 3]]))
+    array([2], dtype=uint8)
+    """
+    k, rows = one.shape[-1], one.shape[:-1]
+    ones, others = one.reshape(-1, k), other.reshape(-1, k)
+    found = np.zeros(len(ones), np.uint8)
+    # One slot a row: comparing whole rows is many times as fast as reducing the short last axis.
+    for start in range(0, len(ones), _SLICE):
+        here, there = (np.ascontiguousarray(each[start : start + _SLICE].T) for each in (ones, others))
+        for slot in here:
+            for match in there:
+                found[start : start + _SLICE] += slot == match
+    return found.reshape(rows)
+
+
+def jensen_shannon(one: Float64[np.ndarray, "*rows E"], other: Float64[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Jensen-Shannon divergence of two loads in bits: 0 is the same load, 1 is no expert in common.
+
+    >>> jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    np.float64(1.0)
+    """
+    middle = (one + other) / 2
+    return np.maximum(_bits(middle) - (_bits(one) + _bits(other)) / 2, 0.0)
+
+
+def _bits(share: Float64[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    return 0.0 - (share * np.log2(np.where(share > 0, share, 1.0))).sum(axis=-1)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ling_probe.activations import ActivationSpec
 from ling_probe.benchmarks import Benchmark
 from ling_probe.capture import Decoding, capture, check_keep
 from ling_probe.chat import Chat
@@ -39,6 +40,7 @@ def record(
     stop: Sequence[str] = (),
     seed: int = 0,
     keep: Sequence[str] = ("experts", "loss"),
+    activations: ActivationSpec | None = None,
     batch_tokens: int = 8192,
     chat: Chat | None = None,
     steps: str = "auto",
@@ -61,6 +63,7 @@ def record(
         stop: As for `capture`.
         seed: As for `capture`; in the manifest.
         keep: As for `capture`.
+        activations: As for `capture`.
         batch_tokens: As for `capture`.
         chat: As for `capture`.
         steps: As for `capture`.
@@ -76,7 +79,9 @@ def record(
         UsageError: The model has no router, there are fewer records than parts, annotated steps are asked for and there are
             none, or a setting makes no sense.
     """
-    check_keep(keep)
+    check_keep(keep, activations)
+    if activations:
+        activations.check(loaded.spec)
     check_steps(steps, benchmark.records, generated=max_new_tokens > 0)
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed)
     if not loaded.spec.routed_layers:
@@ -86,7 +91,8 @@ def record(
     options = {
         "mode": "generate" if max_new_tokens > 0 else "teacher-forced",
         **decoding.to_dict(),
-        "keep": sorted({"experts", *keep}),
+        "keep": sorted({"experts", *keep, *(["activations"] if activations else [])}),
+        **({"activations": activations.to_dict()} if activations else {}),
         "batch_tokens": batch_tokens,
         "parts": len(pieces),
         "steps": steps,
@@ -95,7 +101,8 @@ def record(
     }
     read = partial(
         capture, loaded, interventions=interventions, keep=keep, batch_tokens=batch_tokens, chat=chat, steps=steps,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed, activations=activations,
+        spill=next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists()),
     )  # fmt: skip
     wanted = [number for number in range(len(pieces)) if shard is None or shard.holds(number)]
     ready: dict[int, list[RoutingTrace]] = {}

@@ -22,7 +22,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ling_probe import charts, stats
-from ling_probe.analysis import ANALYSES, SINGLE, Analysis, Finding, answers, finding, findings_index, surest_first
+from ling_probe.analysis import (
+    ANALYSES,
+    SINGLE,
+    Analysis,
+    Finding,
+    answers,
+    finding,
+    findings_index,
+    held_out,
+    surest_first,
+    surest_picked,
+)
 from ling_probe.analysis.question import fold
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -31,7 +42,8 @@ TABLE_ROWS = 50_000
 """Longer tables are cut to their first rows to read; pairs of 256 experts in 19 layers are 620,160."""
 
 LIMITS = (
-    "The experts named first were picked by their effect on these same problems; on others it will tend to be smaller.",
+    "The experts named first were picked on one half of the problems and measured on the other; other effects in the tables "
+    "were picked and measured on the same problems, and will tend to be smaller on new ones.",
     "A preference is not a cause. Whether the model needs an expert for a kind of step shows once it is excluded or silenced.",
     "Tokens that occur under one label alone cannot tell meaning from wording; they count as wording.",
     "Steps are found and labelled by rule. Another way to cut the text can give other labels and other effects.",
@@ -92,8 +104,9 @@ def write_report(run: Run, folder: Path, *, analyses: Sequence[str] | None = Non
 def headline(run: Run, tables: Mapping[str, pd.DataFrame | UsageError]) -> dict[str, Any]:
     """What a reader wants to know first, as plain values: what ran, how well it did, and the most specialised experts.
 
-    `specialised` holds at most three distinct experts whose corrected p is below 0.05, the surest effect first: the interval's
-    end nearest to 0 decides. `specialised_note` says what they are, or why there are none.
+    `specialised` holds at most three distinct experts picked on one half of the problems (q below 0.05 there, the surest
+    preference first: the interval's end nearest to 0 decides), with effect, interval and q on the other half. Where no half
+    is enough to pick by, they are picked and measured on all problems. `specialised_note` says which, or why there are none.
 
     Args:
         run: The run.
@@ -127,13 +140,22 @@ def _section(run: Run, name: str, answer: pd.DataFrame | UsageError) -> Section:
 def _most_specialised(table: pd.DataFrame | UsageError) -> tuple[list[dict[str, Any]], str]:
     if isinstance(table, UsageError):
         return [], f"Not applicable: {table}."
-    found = surest_first(table[(table["q"] < 0.05) & (table["ci_low"] > 0)])
-    if found.empty:
+    liked = table[(table["q"] < 0.05) & (table["ci_low"] > 0)]
+    if liked.empty:
         return [], f"No expert's preference for a step label is significant (q below 0.05, {table['p'].count():,} tests)."
-    columns = ["layer", "expert", "label", "log2_ratio", "ci_low", "ci_high", "raw_log2_ratio", "q"]
-    best = found.drop_duplicates(["layer", "expert"]).head(3)
-    tested = f"{len(found):,} of {table['p'].count():,} tested (layer, expert, label) cells"
-    return _records(best[columns]), f"{tested} are preferences beyond chance (q below 0.05)."
+    picked = surest_picked(table)
+    picked = picked[(picked["picked_low"] > 0) & picked["held_out_q"].notna()]
+    experts = (surest_first(liked) if picked.empty else held_out(picked)).drop_duplicates(["layer", "expert"]).head(3)
+    columns = ["layer", "expert", "label", "log2_ratio", "ci_low", "ci_high", "raw_log2_ratio", "q", "replicated"]
+    note = f"{len(liked):,} of {table['p'].count():,} tested (layer, expert, label) cells are preferences beyond chance"
+    if picked.empty:
+        how = "Half of the problems are too few to pick by: these are picked and measured on the same, and will tend to shrink."
+    else:
+        how = (
+            f"{len(picked):,} were picked on a random half of the problems, and {int(picked['replicated'].sum()):,} of them "
+            "hold on the other; the first are told with their effects there."
+        )
+    return _records(experts[columns]), f"{note} (q below 0.05). {how}"
 
 
 def _accuracy(sequences: pd.DataFrame) -> list[dict[str, Any]]:

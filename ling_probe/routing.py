@@ -9,12 +9,16 @@
 
 Every function works on any number of leading axes. Sums are in float64: what differs from a model is the model's rounding.
 Source: the published modeling code of BailingMoeV2.
+
+What the rule says about a choice: `reasons` tells why each chosen expert was, `margin` how near the choice was to another,
+`flip_distance` what it takes to bring an expert in or drive it out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer
+from jaxtyping import Bool, Float, Float64, Int8, Integer
 
 from ling_probe.spec import ModelSpec
 
@@ -74,10 +78,9 @@ def kept_groups(choice: Choice, spec: ModelSpec) -> Bool[np.ndarray, "*batch G"]
     """The `topk_groups` groups with the largest sum of their two best choice scores; ties go to the lower group."""
     if spec.n_groups == 1:
         return np.ones((*choice.shape[:-1], 1), bool)
-    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, spec.group_size)
-    two_best = np.partition(grouped, -2, axis=-1)[..., -2:].sum(axis=-1)
-    kept = np.zeros(two_best.shape, bool)
-    np.put_along_axis(kept, _largest(two_best, spec.topk_groups), values=True, axis=-1)
+    score = _group_scores(choice, spec)
+    kept = np.zeros(score.shape, bool)
+    np.put_along_axis(kept, _largest(score, spec.topk_groups), values=True, axis=-1)
     return kept
 
 
@@ -98,6 +101,97 @@ def route(logits: Choice, bias: Bias, spec: ModelSpec) -> Routing:
     score = scores(logits.astype(np.float64))
     ids = choose(choice_scores(score, bias), spec)
     return Routing(ids=ids, weights=chosen_weights(score, ids, spec))
+
+
+def chosen(choice: Choice, spec: ModelSpec) -> Bool[np.ndarray, "*batch E"]:
+    """Which experts `choose` chooses, as a mask: the same set in half the time, without their order."""
+    allowed = choice
+    if spec.n_groups > 1:
+        allowed = np.where(np.repeat(kept_groups(choice, spec), spec.group_size, axis=-1), choice, -np.inf)
+    least = np.partition(allowed, -spec.top_k, axis=-1)[..., -spec.top_k, None]
+    above, ties = allowed > least, allowed == least
+    room = spec.top_k - above.sum(axis=-1, keepdims=True)
+    return above | (ties & (ties.cumsum(axis=-1) <= room))
+
+
+class Reason(IntEnum):
+    """Why a chosen expert was chosen: what it takes for it to be."""
+
+    AFFINITY = 0
+    """Neither: it is chosen without the bias, and it is chosen without the group limit."""
+    BIAS = 1
+    """The bias: from scores alone, groups limited as they are, it is not chosen."""
+    GROUPS = 2
+    """The group limit: without it, bias as it is, it is not chosen; a better expert of a group not kept stepped aside."""
+    BOTH = 3
+    """Both: it is chosen neither without the one nor without the other."""
+
+
+def ungrouped(spec: ModelSpec) -> ModelSpec:
+    """The same router without its group limit."""
+    return replace(spec, n_groups=1, topk_groups=1)
+
+
+def reasons(ids: ExpertIds, scores: Choice, bias: Bias, spec: ModelSpec) -> Int8[np.ndarray, "*batch K"]:
+    """Why each chosen expert was chosen, as codes of `Reason`.
+
+    With A(c, groups) the set that the rule chooses by c = s + bias, an expert of it needs the bias if it is not in A(s, groups)
+    and the group limit if it is not in A(c, no groups). A token with B experts that need the bias has
+    B = K - |A(c, groups) ∩ A(s, groups)|, and so for the groups.
+
+    Args:
+        ids: The chosen, A(c, groups); they are taken as they are.
+        scores: Sigmoid of the logits.
+        bias: The router's bias.
+        spec: Its geometry.
+    """
+    places = ids.astype(np.int64)
+    without_bias = np.take_along_axis(chosen(scores.astype(np.float64), spec), places, axis=-1)
+    without_groups = np.take_along_axis(chosen(choice_scores(scores, bias), ungrouped(spec)), places, axis=-1)
+    return (Reason.BIAS * ~without_bias + Reason.GROUPS * ~without_groups).astype(np.int8)
+
+
+def margin(choice: Choice, spec: ModelSpec) -> Float64[np.ndarray, "*batch"]:
+    """Choice score of the least chosen over that of the best not chosen, both in kept groups: c_(K) - c_(K+1).
+
+    Infinite where the kept groups hold no more than K experts.
+    """
+    best = _two_around(_of_kept_groups(choice, spec), spec.top_k)
+    return best[..., 1] - best[..., 0]
+
+
+def flip_distance(choice: Choice, spec: ModelSpec) -> Float64[np.ndarray, "*batch E"]:
+    """How far the choice score of each expert must move to change whether it is chosen, all others fixed; never negative.
+
+    An expert that is not chosen enters just above
+
+        c_(K)                       in a kept group: the least chosen
+        max(S - a, t)               in another: S is the score of the last kept group, a the best of the others in the expert's
+                                    own, so that a + c > S lets its group in, for the last; and t the K-th best of the other
+                                    experts in the groups that are then kept
+
+    A chosen expert leaves just below
+
+        max(c_(K+1), S' - a)        S' is the score of the best group not kept, which takes the place of the expert's own;
+                                    where the group stays without the expert's help, c_(K+1) alone
+
+    Infinite where nothing brings it in or out. Costs one partition of the experts per group.
+    """
+    in_choice, distance = chosen(choice, spec), np.full(choice.shape, np.inf)
+    kept = kept_groups(choice, spec)
+    least = _two_around(_of_kept_groups(choice, spec), spec.top_k)
+    inside = np.repeat(kept, spec.group_size, axis=-1)
+    distance = np.where(inside, least[..., 1:] - choice, distance)
+    leave_at = np.broadcast_to(least[..., :1], choice.shape)
+    if spec.topk_groups < spec.n_groups:
+        first, second = _best_others(choice, spec)
+        score = _group_scores(choice, spec)
+        last_kept = np.where(kept, score, np.inf).min(axis=-1, keepdims=True)
+        best_out = np.where(kept, -np.inf, score).max(axis=-1, keepdims=True)
+        enter_at = np.maximum(last_kept - first, _least_after_swap(choice, kept, score, spec))
+        distance = np.where(inside, distance, enter_at - choice)
+        leave_at = np.where(first + second < best_out, np.maximum(leave_at, best_out - first), leave_at)
+    return np.maximum(np.where(in_choice, choice - leave_at, distance), 0.0)
 
 
 def compare_routing(
@@ -136,6 +230,49 @@ def compare_routing(
 def _largest(values: Float[np.ndarray, "*batch N"], count: int) -> Integer[np.ndarray, "*batch n"]:
     """Places of the largest values, largest first; a stable sort gives ties to the lower place."""
     return np.argsort(-values, axis=-1, kind="stable")[..., :count]
+
+
+def _group_scores(choice: Choice, spec: ModelSpec) -> Float[np.ndarray, "*batch G"]:
+    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, spec.group_size)
+    return np.partition(grouped, -2, axis=-1)[..., -2:].sum(axis=-1)
+
+
+def _of_kept_groups(choice: Choice, spec: ModelSpec) -> Choice:
+    """Choice scores of the experts that may be chosen, -inf of the others."""
+    return np.where(np.repeat(kept_groups(choice, spec), spec.group_size, axis=-1), choice, -np.inf)
+
+
+def _two_around(allowed: Choice, count: int) -> Float[np.ndarray, "*batch 2"]:
+    """The next best after `count` experts, -inf if there is none, and the last of them."""
+    padded = np.concatenate([np.full((*allowed.shape[:-1], 1), -np.inf), allowed], axis=-1)
+    return np.partition(padded, (-count - 1, -count), axis=-1)[..., -count - 1 : padded.shape[-1] - count + 1]
+
+
+def _best_others(choice: Choice, spec: ModelSpec) -> tuple[Choice, Choice]:
+    """For each expert the best and the second best of the others in its group; -inf where there is no second."""
+    grouped = choice.reshape(*choice.shape[:-1], spec.n_groups, spec.group_size)
+    padded = np.concatenate([np.full((*grouped.shape[:-1], 1), -np.inf), grouped], axis=-1)
+    third, second, first = np.moveaxis(np.sort(padded, axis=-1)[..., -3:, None], -2, 0)
+    best = np.where(grouped >= first, second, first)
+    return best.reshape(choice.shape), np.where(grouped >= second, third, second).reshape(choice.shape)
+
+
+def _least_after_swap(
+    choice: Choice, kept: Bool[np.ndarray, "*batch G"], score: Float[np.ndarray, "*batch G"], spec: ModelSpec
+) -> Choice:
+    """For each expert the K-th best of the others, once its group is kept in place of the last kept one."""
+    last = np.where(kept, score, np.inf)
+    # Of kept groups with the same score the higher goes first.
+    place = spec.n_groups - 1 - np.argmin(last[..., ::-1], axis=-1, keepdims=True)
+    stay = kept & (np.arange(spec.n_groups) != place)
+    least = np.empty(choice.shape)
+    for group in range(spec.n_groups):
+        mine = slice(group * spec.group_size, (group + 1) * spec.group_size)
+        allowed = np.repeat(stay | (np.arange(spec.n_groups) == group), spec.group_size, axis=-1)
+        after = _two_around(np.where(allowed, choice, -np.inf), spec.top_k)
+        # Among the K best itself, an expert meets the next one; else the last of them.
+        least[..., mine] = np.where(choice[..., mine] >= after[..., 1:], after[..., :1], after[..., 1:])
+    return least
 
 
 def _same_set(ids: ExpertIds, others: ExpertIds) -> Bool[np.ndarray, "*batch"]:

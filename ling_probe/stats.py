@@ -8,11 +8,11 @@ Three nulls, by what may be exchanged: labels over the items of a block (`Shuffl
 variance and skewness of a sum without drawing anything (`NullMoments`), for any number of cells, in a run of any length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer, Real
+from jaxtyping import Bool, Float, Float32, Float64, Integer, Real
 from scipy import sparse, special, stats
 
 
@@ -146,6 +146,10 @@ class NullMoments:
             self.log_arrangements + other.log_arrangements,
         )
 
+    def of(self, place: int) -> "NullMoments":
+        """Those of one place of the first axis."""
+        return NullMoments(self.deviation[place], self.variance[place], self.third[place], self.log_arrangements[place])
+
     def p(self, *, least: float = 0.0) -> Float64[np.ndarray, "*rest"]:
         """Two-sided p: the chance of a sum at least as far from its mean, by the Pearson type III law with these moments.
 
@@ -161,7 +165,7 @@ class NullMoments:
         far, skew = np.abs(self.deviation) / spread, self.third / spread**3
         with np.errstate(invalid="ignore"):
             p = stats.pearson3.sf(far, skew) + stats.pearson3.cdf(-far, skew)
-        return np.clip(p, np.exp(-self.log_arrangements), 1.0)
+        return np.clip(p, np.maximum(np.exp(-self.log_arrangements), np.finfo(float).tiny), 1.0)
 
 
 @dataclass(frozen=True)
@@ -350,3 +354,24 @@ def bundles(n_sequences: int, *, most: int = 400, seed: int = 0) -> Integer[np.n
     if n_sequences <= most:
         return np.arange(n_sequences)
     return np.random.default_rng(seed).permutation(np.arange(n_sequences) % most)
+
+
+def count_flipped(values: Float64[np.ndarray, "U *rest"], *, draws: int = 9999, seed: int = 0) -> Integer[np.ndarray, "*rest"]:
+    """Count draws of a random sign for each unit whose signed sum is at least as far from 0 as the sum itself.
+
+    A sign-flip test: where two conditions may be exchanged within a unit, its difference is as likely to have either sign. All
+    cells share the signs; a slice of draws is held at a time.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float32)
+    observed = np.abs(flat.sum(axis=0)) - 1e-5 * np.abs(flat).sum(axis=0)
+    exceeding = np.zeros(flat.shape[1], dtype=np.int64)
+    for signs in random_signs(len(values), draws=draws, seed=seed):
+        exceeding += (np.abs(signs @ flat) >= observed).sum(axis=0)
+    return exceeding.reshape(values.shape[1:])
+
+
+def random_signs(n_units: int, *, draws: int, seed: int = 0) -> Iterator[Float32[np.ndarray, "b U"]]:
+    """Random signs for every unit, a slice of the draws at a time."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, 256):
+        yield (2 * rng.integers(0, 2, (min(256, draws - start), n_units), dtype=np.int8) - 1).astype(np.float32)

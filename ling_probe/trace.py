@@ -4,7 +4,7 @@ The router's own choice is what is recorded: ids in its slot order and the weigh
 weight here). Nothing in this file derives a choice from logits; `routing` does, and only to compare.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,32 @@ class StepSpan:
     """One past its last position; equal to `start` where no token begins inside the step."""
     correct: bool | None = None
     """None where nothing could judge the step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """The vectors of one place of the model for one sequence; they may lie on a disk until they are read."""
+
+    positions: Int32[np.ndarray, "_N"]
+    """Of the tokens, ascending."""
+    stored: Callable[[], np.ndarray]
+    """Reads the vectors [N D] as the model computed them: float32, float16, or uint16 for the bits of bfloat16."""
+
+    @property
+    def vectors(self) -> Float32[np.ndarray, "_N _D"]:
+        """The vectors, read anew each time."""
+        return as_float32(self.stored())
+
+
+def as_float32(stored: np.ndarray) -> Float32[np.ndarray, "..."]:
+    """Stored numbers as float32; unsigned ones are the bits of bfloat16.
+
+    >>> as_float32(np.array([0x3F80, 0xC000], np.uint16)).tolist()
+    [1.0, -2.0]
+    """
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,12 +116,15 @@ class RoutingTrace:
         lens          [T M K]  logit of the next token that each chosen expert's contribution adds directly; NaN at the end
         lens_shared   [T M]    the same of the shared expert
     """
+    activations: Mapping[str, Activation] = field(default_factory=dict)
+    """Vectors by site, named as in `ActivationSpec`."""
     group_limited: bool = True
     """False where an intervention may have put experts outside the router's kept groups (`force`)."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_extras(self)
+        _check_activations(self)
         _check_steps(self)
         _check_choice(self)
         _check_weights(self)
@@ -154,6 +183,16 @@ def _check_extras(trace: RoutingTrace) -> None:
             _check_norms(trace, name, array)
 
 
+def _check_activations(trace: RoutingTrace) -> None:
+    for name, activation in trace.activations.items():
+        edges = np.concatenate([[-1], activation.positions, [trace.n_tokens]])
+        if (np.diff(edges) <= 0).any():
+            raise UsageError(
+                f"activation {name} of sequence {trace.sequence_id} has positions {activation.positions.tolist()}; "
+                f"expected ascending ones below {trace.n_tokens}"
+            )
+
+
 def _check_norms(trace: RoutingTrace, name: str, array: np.ndarray) -> None:
     wrong = ~(np.isfinite(array) & (array >= 0)).reshape(*array.shape[:2], -1).all(axis=-1)
     if (place := _first(wrong)) is not None:
@@ -191,7 +230,7 @@ def _check_choice(trace: RoutingTrace) -> None:
         raise RoutingMismatch(
             f"{_where(trace, place)}: an expert is chosen twice in {chosen}; a router picks {spec.top_k} different"
         )
-    groups = ids // spec.group_size
+    groups = ids // np.int32(spec.group_size)  # 256 is no uint8
     n_groups = 1 + (groups[..., 1:] != groups[..., :-1]).sum(axis=-1)
     if trace.group_limited and (place := _first(n_groups > spec.topk_groups)) is not None:
         raise RoutingMismatch(

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,22 +23,34 @@ import numpy as np
 from synthetic import synthetic_spec, synthetic_traces
 
 from ling_probe import recording
+from ling_probe.activations import ActivationSpec
 from ling_probe.benchmarks import Benchmark, Record
+from ling_probe.capture.vectors import Spill
 from ling_probe.errors import LingProbeError
 from ling_probe.run import Run, Shard, merge
 from ling_probe.run.folder import LOCK
 from ling_probe.run.manifest import NEW
+from ling_probe.trace import Activation
 
 SPEC = synthetic_spec()
 MODEL = {"name": "synthetic", "digest": "0" * 64, "device": "cpu", "tokenizer_digest": "2" * 64}
 LOADED = SimpleNamespace(spec=SPEC, digest=MODEL["digest"], describe=lambda: dict(MODEL))
+KEPT = ActivationSpec(names=("residual:0", "router:1"))
 CALLS = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "link")
 """Everything that changes names on the disk or makes bytes stay there."""
 
 
 @cache
 def traces():
-    return {trace.sequence_id: trace for trace in synthetic_traces(SPEC, 80, rng=np.random.default_rng(5))}
+    return {trace.sequence_id: with_vectors(trace) for trace in synthetic_traces(SPEC, 80, rng=np.random.default_rng(5))}
+
+
+def with_vectors(trace, spill=None, every=2):
+    """The trace with vectors for `KEPT`, in memory or put aside as a capture does it."""
+    positions = np.arange(0, trace.n_tokens, every, dtype=np.int32)
+    vectors = np.outer(positions, np.arange(SPEC.d_model)).astype(np.float32)
+    stored = partial(spill.read, spill.put(vectors), vectors.shape, vectors.dtype) if spill else lambda: vectors
+    return replace(trace, activations={name: Activation(positions, stored) for name in KEPT.names})
 
 
 def benchmark(n_records):
@@ -49,7 +61,7 @@ def benchmark(n_records):
 def record(folder, n_records, parts, **options):
     """The real `record`, with traces that need no model."""
     recording.capture = lambda _loaded, records, **_options: (traces()[each.id] for each in records)
-    return recording.record(LOADED, benchmark(n_records), Path(folder), parts=parts, **options)
+    return recording.record(LOADED, benchmark(n_records), Path(folder), parts=parts, activations=KEPT, **options)
 
 
 def contents(folder):
@@ -210,12 +222,15 @@ def grow(folder):
         return pages * resource.getpagesize()
 
     (trace,) = synthetic_traces(SPEC, 1, rng=np.random.default_rng(5), n_steps=(60, 60), step_tokens=(60, 60))
-    recording.capture = lambda _loaded, records, **_options: (replace(trace, sequence_id=each.id) for each in records)
+    recording.capture = lambda _loaded, records, **_options: (
+        with_vectors(replace(trace, sequence_id=each.id), Spill(folder), every=1) for each in records
+    )
     records = tuple(Record(id=f"{number}", prompt="p") for number in range(240))
     seen = []
     recording.record(
-        LOADED, Benchmark("b", "test", records, "1" * 64), folder / "run", parts=120, progress=lambda _: seen.append(resident())
-    )
+        LOADED, Benchmark("b", "test", records, "1" * 64), folder / "run", parts=120, activations=KEPT,
+        progress=lambda _: seen.append(resident()),
+    )  # fmt: skip
     written = sum(path.stat().st_size for path in (folder / "run" / "parts").rglob("*.parquet"))
     return {"after": {40: seen[39], 120: seen[119]}, "written": written}
 

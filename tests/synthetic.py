@@ -102,7 +102,12 @@ def synthetic_run(folder, n_sequences=9, *, spec=None, seed=0, parts=2, finish=T
     run = Run.create(
         folder,
         spec=spec,
-        model={"name": spec.name, "digest": "0" * 64, "verification": {"choices": 100, "differ": 0, "near_ties": 0}},
+        model={
+            "name": spec.name,
+            "digest": "0" * 64,
+            "verification": {"choices": 100, "differ": 0, "near_ties": 0},
+            "expert_bias": synthetic_bias(spec, seed),
+        },
         benchmark={"name": "synthetic", "split": "test", "digest": "1" * 64},
         options={},
         interventions=interventions,
@@ -117,17 +122,27 @@ def synthetic_run(folder, n_sequences=9, *, spec=None, seed=0, parts=2, finish=T
     return run
 
 
+def synthetic_bias(spec, seed=0) -> dict[str, list[float]]:
+    """The router's bias of a `synthetic_run`, as a manifest holds it."""
+    bias = _World.draw_bias(spec, np.random.default_rng(seed))
+    return {str(layer): row.tolist() for layer, row in zip(spec.routed_layers, bias, strict=True)}
+
+
 class _World:
     """What all sequences of one call share: the bias, and how token ids route."""
 
     def __init__(self, spec, rng, effects, planted, labels) -> None:
         self.spec, self.rng, self.effects, self.planted = spec, rng, effects, planted
         self.shape = (spec.n_rows, spec.n_experts)
-        self.bias = rng.normal(0, 0.1, self.shape)
+        self.bias = self.draw_bias(spec, rng)
         self.by_token = rng.normal(0, effects.token, (spec.vocab_size, *self.shape))
         names = sorted({label for family in labels.values() for label in family})
         self.vocabulary = dict(zip(names, np.array_split(np.arange(1, spec.vocab_size), len(names)), strict=True))
         self.labels = labels
+
+    @staticmethod
+    def draw_bias(spec, rng) -> np.ndarray:
+        return rng.normal(0, 0.1, (spec.n_rows, spec.n_experts))
 
     def trace(self, number, family, n_steps, step_tokens, keep) -> RoutingTrace:
         rng, sequence_id = self.rng, f"{family}-{number:04d}"

@@ -22,6 +22,7 @@ from ling_probe.analysis import (
     load_balance,
     registry,
     script_main,
+    specialisation,
     sure_effect,
     surest_first,
 )
@@ -101,6 +102,9 @@ def test_balance_stands_beside_its_floor(make_run):
     run = make_run(40)
     table, ids = load_balance(run), all_tokens(run)
     first = np.bincount(ids[:, 0].ravel(), minlength=16)
+    assert table["family"].tolist() == ["all"] * 3 + ["arithmetic"] * 3 + ["causal"] * 3 + ["deduction"] * 3
+    assert table.groupby("family")["tokens"].first().drop("all").sum() == len(ids)
+    table = table[table["family"] == "all"]
     assert table["tokens"].tolist() == [len(ids)] * 3
     assert table["gini"].iloc[0] == pytest.approx(metrics.gini(first))
     assert table["max_vio"].iloc[0] == pytest.approx(metrics.max_vio(first))
@@ -201,13 +205,26 @@ def test_tables_repeat_with_their_seed_and_say_it(planted_run):
     assert set(first["seed"]) == {3}
 
 
-def test_a_p_too_coarse_for_the_correction_is_tested_again(planted_run):
+def test_a_p_near_the_floor_of_permutations_comes_from_moments(planted_run):
     table = label_specialisation(planted_run, permutations=99, draws=20)
-    again = table[table["permutations"] == 20_000]
-    assert 0 < len(again) < 0.2 * len(table)
+    assert set(table["permutations"]) == {0, 99}
+    assert (table["p"][table["permutations"] == 99] >= 0.1).all()
     found = row(table, layer=2, expert=5, label="multiply")
-    assert found["p"] < 1 / 100
+    assert found["permutations"] == 0
+    assert found["p"] < 1e-4
     assert found["q"] < 0.05
+
+
+def test_moments_say_what_permutations_say_where_those_are_too_dear(planted_run, monkeypatch):
+    for analysis in (label_specialisation, family_specialisation):
+        drawn = analysis(planted_run, draws=20)
+        monkeypatch.setattr(specialisation, "DRAWN", 0)
+        told = analysis(planted_run, draws=20)
+        monkeypatch.undo()
+        assert (told["permutations"] == 0).all()
+        both = drawn["p"] > 0.02
+        assert np.median(np.abs(np.log2(told["p"][both] / drawn["p"][both]))) < 0.15
+        assert np.corrcoef(told["p"][both], drawn["p"][both])[0, 1] > 0.98
 
 
 def test_expected_choices_add_up(planted_run):
@@ -326,7 +343,7 @@ def test_every_analysis_has_a_script_and_every_script_an_analysis(planted_run, c
 
 def test_a_script_prints_a_table_or_one_line_of_error(planted_run, capsys, tmp_path):
     assert script_main("load_balance", [str(planted_run.folder), "--rows", "2"]) == 0
-    assert "2 of 3 rows" in capsys.readouterr().out
+    assert "2 of 12 rows" in capsys.readouterr().out
     assert script_main("load_balance", [str(tmp_path / "nowhere")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -11,11 +11,14 @@ from ling_probe import charts
 from ling_probe.analysis import (
     ANALYSES,
     coactivation,
+    correctness_specialisation,
     expert_clusters,
     expert_load,
     family_specialisation,
     label_specialisation,
     load_balance,
+    risk_difference,
+    surest_picked,
 )
 from ling_probe.errors import UsageError
 
@@ -34,8 +37,22 @@ def specialisation_table(n=4, label=NASTY) -> pd.DataFrame:
             "ci_high": np.linspace(-0.3, 1.2, n),
             "p": np.linspace(0.001, 0.9, n),
             "q": np.linspace(0.01, 0.9, n),
+            "picked_q": 0.01,
+            **dict.fromkeys(("picked_low", "picked_log2_ratio", "picked_high"), 1.0),
+            **dict.fromkeys(("held_out_low", "held_out_log2_ratio", "held_out_high"), 1.0),
+            "replicated": np.arange(n) % 2 == 0,
         }
     )
+
+
+def risk_table() -> pd.DataFrame:
+    names = ("share_a", "share_b", "risk_difference", "ci_low", "ci_high", "p", "q", "token_p")
+    return pd.DataFrame({"layer": [1, 2], "expert": [3, 4], "a": NASTY, "b": "c"}).assign(**dict.fromkeys(names, 0.01))
+
+
+def shares_table() -> pd.DataFrame:
+    numbers = {"token_share": [0.3, 0.1], "log_odds_z": [5.0, -5.0], "even_share": 0.25}
+    return pd.DataFrame({"layer": [1, 1], "expert": [3, 3], "family": [NASTY, "other"]} | numbers)
 
 
 def lines_at_no_effect(figure) -> int:
@@ -70,6 +87,7 @@ def test_load_heatmap_shows_the_table_with_one_scale_for_all_runs(run):
 
 def test_balance_is_drawn_above_its_floor(run):
     table = load_balance(run)
+    table = table[table["family"] == "all"]
     figure = charts.balance_lines(table)
     assert [list(trace.y) for trace in figure.data] == [
         table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor")
@@ -118,6 +136,42 @@ def test_specialisation_heatmap_leaves_the_insignificant_blank(labels):
         charts.specialisation_heatmap(labels, "dance")
 
 
+def test_replication_draws_what_was_picked_at_both_effects(labels):
+    figure = charts.replication(labels)
+    interval, held, failed = figure.data
+    picked = surest_picked(labels)
+    assert len(picked) > 0
+    assert sorted([*held.x, *failed.x]) == pytest.approx(sorted(picked["picked_log2_ratio"]), abs=1e-6)
+    first = picked[picked["replicated"]].iloc[0]
+    assert (held.x[0], held.y[0]) == pytest.approx((first["picked_log2_ratio"], first["held_out_log2_ratio"]))
+    assert held.text[0] == "L2 E5 · multiply"
+    assert interval.y[:3] == (picked["held_out_low"].iloc[0], picked["held_out_high"].iloc[0], None)
+    assert not len(charts.replication(labels.assign(picked_q=np.nan)).data[1].x)
+
+
+def test_shares_of_tokens_stand_beside_the_even_share(run):
+    table = family_specialisation(run)
+    figure = charts.token_shares(table, top=3)
+    assert [trace.name for trace in figure.data] == ["arithmetic", "causal", "deduction"]
+    assert all(len(trace.y) == 3 for trace in figure.data)
+    best = table.loc[table["log_odds_z"].abs().idxmax()]
+    assert figure.data[0].x[0] == f"L{best['layer']} E{best['expert']}"
+    (line,) = figure.layout.shapes
+    assert line.y0 == line.y1 == 4 / 16
+
+
+def test_risk_is_drawn_with_its_interval_and_both_tests(run):
+    table = risk_difference(run, draws=50)
+    interval, difference = charts.risk_bars(table, top=4).data
+    assert len(difference.x) == 4
+    assert interval.x[0] < difference.x[0] < interval.x[1]
+    figure = charts.token_test(table)
+    drawn = {(p, token_p) for trace in figure.data for _, _, p, token_p in trace.customdata}
+    assert drawn == set(zip(table["p"], table["token_p"], strict=True))
+    assert min(trace.y.min() for trace in figure.data) >= 1e-12
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+
+
 def test_coactivation_heatmap_is_symmetric_with_an_empty_diagonal(run):
     table = coactivation(run)
     z = charts.coactivation_heatmap(table, layer=3).data[0].z
@@ -142,11 +196,13 @@ def test_titles_ask_the_question_and_axes_are_named(run, labels):
         "load_balance": charts.balance_lines(load_balance(run)),
         "label_specialisation": charts.specialisation_volcano(labels),
         "family_specialisation": charts.specialisation_volcano(family_specialisation(run)),
+        "correctness_specialisation": charts.specialisation_bars(correctness_specialisation(run)),
+        "risk_difference": charts.risk_bars(risk_difference(run)),
         "expert_clusters": charts.cluster_map(expert_clusters(run)),
     }
     for name, figure in figures.items():
         assert figure.layout.title.text == ANALYSES[name].question
-        assert figure.layout.yaxis.title.text
+        assert figure.layout.yaxis.title.text or figure.layout.yaxis.type == "category"
         assert figure.layout.xaxis.title.text or figure.layout.xaxis2.title.text
 
 
@@ -156,8 +212,12 @@ def test_titles_ask_the_question_and_axes_are_named(run, labels):
         charts.specialisation_bars(specialisation_table()),
         charts.specialisation_volcano(specialisation_table()),
         charts.specialisation_heatmap(specialisation_table(), NASTY),
+        charts.replication(specialisation_table()),
+        charts.token_shares(shares_table()),
+        charts.risk_bars(risk_table()),
+        charts.token_test(risk_table()),
     ],
-    ids=["bars", "volcano", "heatmap"],
+    ids=["bars", "volcano", "heatmap", "replication", "shares", "risk", "token-test"],
 )
 def test_text_of_a_benchmark_is_shown_not_obeyed(figure):
     text = json.dumps(figure.to_plotly_json(), default=str)

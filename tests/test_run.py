@@ -134,7 +134,9 @@ def test_extras_too_large_for_16_bits_are_refused_not_clipped(tmp_path):
     trace = traces_of(1)[0]
     large = replace(trace, extras={"contribution": np.full((trace.n_tokens, 3, 4), 1e5)})
     with pytest.raises(
-        UsageError, match=r"extra 'contribution' of layer 1 reaches 1e\+05; it is stored in 16 bits, which end at 65504"
+        UsageError,
+        match=r"extra 'contribution' of layer 1 reaches 1e\+05; it is stored in 16 bits, which end at 65504: capture "
+        "into a new folder without it, or keep whole vectors",
     ):
         empty_run(tmp_path / "run").append([large])
 

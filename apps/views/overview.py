@@ -11,6 +11,7 @@ from page_html import block, element, facts, table
 
 from ling_probe import charts
 from ling_probe.analysis import ANALYSES
+from ling_probe.errors import UsageError
 from ling_probe.report import headline
 from ling_probe.run import Run
 
@@ -61,7 +62,7 @@ def show_verification(verification: dict[str, Any]) -> None:
     )
 
 
-def show_chart(name: str, answer: pd.DataFrame | str, figure: go.Figure | None) -> None:
+def show_chart(name: str, answer: pd.DataFrame | UsageError, figure: go.Figure | None) -> None:
     question, method = ANALYSES[name].question, ANALYSES[name].method
     st.html(block(element("h2", question), element("p", method, class_="soft")))
     if figure is None:
@@ -134,7 +135,7 @@ def overview(source: opened.Source) -> None:
         ("expert_load", lambda answer: charts.load_heatmap(answer, group_size=run.spec.group_size)),
     ):
         answer = opened.table(source, name)
-        show_chart(name, answer, None if isinstance(answer, str) else draw(answer))
+        show_chart(name, answer, None if isinstance(answer, UsageError) else draw(answer))
     with specialised:
         show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
 

@@ -3,16 +3,46 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
+from ling_probe.analysis.affinity import affinity_sets, expert_affinity
+from ling_probe.analysis.agreement import route_agreement
 from ling_probe.analysis.causal_effects import causal_effects
+from ling_probe.analysis.choice_reasons import choice_reasons
+from ling_probe.analysis.churn import routing_churn
 from ling_probe.analysis.clusters import expert_clusters
 from ling_probe.analysis.coactivation import coactivation
+from ling_probe.analysis.committee import committee
+from ling_probe.analysis.confidence import router_confidence
+from ling_probe.analysis.coverage import coverage
+from ling_probe.analysis.decoding import label_decoding
+from ling_probe.analysis.enrichment import enrichment
+from ling_probe.analysis.expert_reasons import expert_reasons
+from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.load_shift import load_shift
+from ling_probe.analysis.overlap import token_overlap
+from ling_probe.analysis.prediction import routing_prediction
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE, answers, finding, findings_index
+from ling_probe.analysis.repeats import repeat_choice
+from ling_probe.analysis.risk import risk_difference
+from ling_probe.analysis.rollout import prompt_rollout
+from ling_probe.analysis.saturation import router_saturation
 from ling_probe.analysis.script import script_main
+from ling_probe.analysis.segment_routing import segment_routing
 from ling_probe.analysis.similarity import step_similarity
 from ling_probe.analysis.solutions import answer_prediction
-from ling_probe.analysis.specialisation import family_specialisation, label_specialisation
+from ling_probe.analysis.specialisation import (
+    correctness_specialisation,
+    family_specialisation,
+    held_out,
+    label_specialisation,
+    surest_picked,
+)
+from ling_probe.analysis.token_reasons import token_experts, token_reasons
+from ling_probe.analysis.transition import layer_transition
+from ling_probe.analysis.usage_similarity import usage_similarity
+from ling_probe.analysis.vocabulary import vocabulary_specialisation
+from ling_probe.analysis.weight_concentration import weight_concentration
 
 __all__ = [
     "ANALYSES",
@@ -20,19 +50,48 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "affinity_sets",
     "answer_prediction",
     "answers",
     "causal_effects",
+    "choice_reasons",
     "coactivation",
+    "committee",
+    "correctness_specialisation",
+    "coverage",
+    "enrichment",
+    "expert_affinity",
     "expert_clusters",
     "expert_load",
+    "expert_reasons",
     "family_specialisation",
     "finding",
     "findings_index",
+    "held_out",
+    "label_decoding",
     "label_specialisation",
+    "layer_transition",
     "load_balance",
+    "load_shift",
+    "prompt_rollout",
+    "repeat_choice",
+    "risk_difference",
+    "route_agreement",
+    "router_confidence",
+    "router_saturation",
+    "routing_churn",
+    "routing_information",
+    "routing_prediction",
     "script_main",
+    "segment_routing",
     "step_similarity",
     "sure_effect",
     "surest_first",
+    "surest_picked",
+    "token_experts",
+    "token_overlap",
+    "token_reasons",
+    "usage_similarity",
+    "vocabulary_specialisation",
+    "weight_concentration",
 ]

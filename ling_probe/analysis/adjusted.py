@@ -16,8 +16,10 @@ from ling_probe.analysis.classified import Classified, Part, families, problem_s
 from ling_probe.analysis.counting import sum_by
 from ling_probe.run import Run
 
-MEMORY = 300e6
+MEMORY = 450e6
 """Bytes that the tables of layers read together may take; one layer is always read."""
+HELD = 100e6
+"""Bytes of expert ids held between the two passes; more are read twice."""
 UNITS = 400
 """Most units of the bootstrap, as many in each half."""
 
@@ -37,8 +39,11 @@ class Design:
 
     @classmethod
     def of(cls, run: Run, classified: Classified, seed: int) -> "Design":
-        """Halves that are even in every family, and units inside them."""
-        half = stats.halves(families(run)[1], seed=seed)
+        """Halves that are even in every family, and among right and wrong answers; units inside them."""
+        strata = families(run)[1] * (len(classified.names) + 1)
+        if not classified.within_sequences:
+            strata[classified.sequence] += classified.codes + 1
+        half = stats.halves(strata, seed=seed)
         unit, unit_half = np.empty_like(half), np.zeros(0, dtype=np.int64)
         for side in (0, 1):
             mine = stats.bundles(int((half == side).sum()), most=UNITS // 2, seed=seed)
@@ -83,6 +88,16 @@ class Matched:
         return np.concatenate(columns, axis=1)
 
     @cached_property
+    def words(self) -> sparse.csr_array:
+        """Tokens of each class of each owner."""
+        return self.part.words
+
+    @cached_property
+    def owner_cells(self) -> Integer[np.ndarray, " nK"]:
+        """Where each choice's owner begins in a flat table of owners by experts."""
+        return self.part.cells(self.part.owner)
+
+    @cached_property
     def _units(self) -> tuple[Integer[np.ndarray, " u"], Integer[np.ndarray, " n"]]:
         return np.unique(self.design.unit[self.part.rows][self.part.owner], return_inverse=True)
 
@@ -103,7 +118,7 @@ class Matched:
         chosen = sparse.csc_array(
             (np.ones(len(cells), np.float32), cells, starts), shape=(len(units) * n_experts, len(self.weights))
         )
-        choices[units] += (chosen @ self.weights).reshape(len(units), n_experts, -1)
+        choices[units] += (chosen @ self.weights).reshape(len(units), *choices.shape[1:])
 
 
 class LayerSums:
@@ -125,11 +140,11 @@ class LayerSums:
     def add(self, matched: Matched, place: int, rate: Float32[np.ndarray, "N E"], *, keep: bool) -> None:
         """Add a part of the run."""
         part, classified = matched.part, self.design.classified
-        rows, observed = part.rows, part.observed(place)
+        rows, observed = part.rows, part.observed(place, matched.owner_cells)
         cell = classified.codes[rows] * classified.n_strata + classified.stratum[rows]
         self.choices += sum_by(observed, cell, len(self.choices))
         matched.add_choices(place, self.equal)
-        residual = observed - part.words @ rate
+        residual = observed - matched.words @ rate
         if classified.within_sequences:
             residual -= problem_share(residual, classified.sequence[rows], classified.n_tokens[rows])
         for half in (0, 1):
@@ -140,6 +155,10 @@ class LayerSums:
                 self._sums[half] += sums
         if keep:
             self.residuals.append(residual)
+
+    def matched(self) -> Float32[np.ndarray, "Z U E"]:
+        """Choices at equal words, column by column."""
+        return np.ascontiguousarray(self.equal.transpose(2, 0, 1))
 
     def null(self, half: int) -> stats.NullMoments:
         """Moments of the summed residuals of each class [A E], classes shuffled over the steps or sequences of a half."""
@@ -167,7 +186,7 @@ class Streamed:
 
 
 def stream(run: Run, design: Design, *, keep: bool = False) -> Iterator[Streamed]:
-    """All layers, some at a time, each group in two passes over the run: what words choose, then what there is beside it.
+    """All layers, some at a time, each group gone through twice: what words choose, then what there is beside it.
 
     Args:
         run: Which run.
@@ -182,10 +201,14 @@ def stream(run: Run, design: Design, *, keep: bool = False) -> Iterator[Streamed
 
 
 def _stream_together(run: Run, design: Design, layers: Sequence[int], *, keep: bool) -> Streamed:
+    classified = design.classified
     found = {layer: LayerSums(design, run.spec.n_experts) for layer in layers}
-    weight = np.zeros((len(design.unit_half), 4 * len(design.classified.names)))
-    rates = token_rates(run, design.classified, layers)
-    for part in read_parts(run, design.classified, layers):
+    weight = np.zeros((len(design.unit_half), 4 * len(classified.names)))
+    size = classified.n_tokens.sum() * len(layers) * run.spec.top_k * np.dtype(run.spec.id_dtype).itemsize
+    # What is small is held for the second time; what is not is read again.
+    held = list(read_parts(run, classified, layers)) if size < HELD else None
+    rates = token_rates(run, held or read_parts(run, classified, layers), classified.n_words, len(layers))
+    for part in held or read_parts(run, classified, layers):
         matched = Matched(part, design)
         matched.add_weight(weight)
         for place, (sums, rate) in enumerate(zip(found.values(), rates, strict=True)):

@@ -4,9 +4,8 @@ A run is read part by part. A part holds whole sequences, so all of a step or a 
 identity makes of it (`token_rates`) needs one pass over the run before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer
@@ -76,21 +75,11 @@ class Part:
     n_words: int
     n_experts: int
 
-    @cached_property
+    @property
     def words(self) -> sparse.csr_array:
         """Tokens of each class of each owner."""
         shape = (self.rows.stop - self.rows.start, self.n_words)
         return sparse.csr_array((np.ones(len(self.owner), np.float32), (self.owner, self.word)), shape=shape)
-
-    @cached_property
-    def owner_cells(self) -> Integer[np.ndarray, " nK"]:
-        """Where each choice's owner begins in a flat table of owners by experts."""
-        return self.cells(self.owner)
-
-    @cached_property
-    def word_cells(self) -> Integer[np.ndarray, " nK"]:
-        """Where each choice's token class begins in a flat table of classes by experts."""
-        return self.cells(self.word)
 
     def cells(self, row: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " nK"]:
         """Where the row of each choice begins in a flat table of rows by experts; add the expert."""
@@ -100,10 +89,10 @@ class Part:
         """Experts of the choices, by place of the layer among those read."""
         return self.expert_ids[:, layer].ravel()
 
-    def observed(self, layer: int) -> Float32[np.ndarray, "o E"]:
-        """Choices that each owner made."""
+    def observed(self, layer: int, owner_cells: Integer[np.ndarray, " nK"]) -> Float32[np.ndarray, "o E"]:
+        """Choices that each owner made, with the `cells` of the owners."""
         n_owners = self.rows.stop - self.rows.start
-        counts = np.bincount(self.owner_cells + self.chosen(layer), minlength=n_owners * self.n_experts)
+        counts = np.bincount(owner_cells + self.chosen(layer), minlength=n_owners * self.n_experts)
         return counts.reshape(n_owners, self.n_experts).astype(np.float32)
 
 
@@ -120,17 +109,20 @@ def read_parts(run: Run, classified: Classified, layers: Sequence[int]) -> Itera
         yield Part(rows, owner - start, word, batch.expert_ids[kept], classified.n_words, run.spec.n_experts)
 
 
-def token_rates(run: Run, classified: Classified, layers: Sequence[int]) -> list[Float32[np.ndarray, "N E"]]:
-    """For each layer, how often a token of each class chooses each expert, over the whole run."""
-    counts = [np.zeros(classified.n_words * run.spec.n_experts, np.int32) for _ in layers]
-    tokens = np.zeros(classified.n_words, np.float32)
-    for part in read_parts(run, classified, layers):
-        tokens += np.bincount(part.word, minlength=len(tokens))
-        for place, table in enumerate(counts):
-            np.add.at(table, part.word_cells + part.chosen(place), np.int32(1))
+def token_rates(run: Run, parts: Iterable[Part], n_words: int, n_layers: int) -> list[Float32[np.ndarray, "N E"]]:
+    """For each layer of the parts of a run, how often a token of each class chooses each expert, over the whole run."""
+    counts = [np.zeros(n_words * run.spec.n_experts, np.int32) for _ in range(n_layers)]
+    tokens = np.zeros(n_words, np.float32)
+    for part in parts:
+        tokens += np.bincount(part.word, minlength=n_words)
+        # In the order of their classes, tokens that follow each other count in the same place of a large table.
+        order = np.argsort(part.word)
+        cells = part.cells(part.word[order])
+        for layer, table in enumerate(counts):
+            np.add.at(table, cells + part.expert_ids[order, layer].ravel(), np.int32(1))
     rates = []
     while counts:
-        rates.append(counts.pop(0).reshape(len(tokens), -1).astype(np.float32))
+        rates.append(counts.pop(0).reshape(n_words, -1).astype(np.float32))
         rates[-1] /= tokens[:, None]
     return rates
 
@@ -159,11 +151,12 @@ class Choices:
 
 def expected_choices(run: Run, layer: int, classified: Classified) -> Choices:
     """Choices of each step or sequence in one layer, and those to expect of it; memory holds all of them for that layer."""
-    (rate,) = token_rates(run, classified, [layer])
+    parts = list(read_parts(run, classified, [layer]))
+    (rate,) = token_rates(run, parts, classified.n_words, 1)
     observed, expected = np.zeros((2, len(classified.codes), run.spec.n_experts))
-    for part in read_parts(run, classified, [layer]):
+    for part in parts:
         here = part.rows
-        observed[here], expected[here] = part.observed(0), part.words @ rate
+        observed[here], expected[here] = part.observed(0, part.cells(part.owner)), part.words @ rate
         if classified.within_sequences:
             residual = observed[here] - expected[here]
             expected[here] += problem_share(residual, classified.sequence[here], classified.n_tokens[here])

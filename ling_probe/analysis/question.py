@@ -95,6 +95,36 @@ def judge(low: float, high: float, *, least: float, q: float = 0.0) -> Verdict:
     return Verdict.NOT_SUPPORTED if -least < low and high < least else Verdict.CANNOT_TELL
 
 
+def judge_above(low: float, high: float, *, than: float) -> Verdict:
+    """Verdict on the claim that a number is above another, from its interval.
+
+    >>> [judge_above(*bounds, than=0.5).value for bounds in ((0.6, 0.7), (0.1, 0.3), (0.4, 0.6))]
+    ['supported', 'not supported', 'cannot tell at this sample size']
+    """
+    if low > than:
+        return Verdict.SUPPORTED
+    return Verdict.NOT_SUPPORTED if high < than else Verdict.CANNOT_TELL
+
+
+def judge_gain(low: float, high: float, *, least: float, q: float = 0.0) -> Verdict:
+    """As `judge`, for a claim that an effect is above 0: one below it is not supported.
+
+    >>> [judge_gain(*bounds, least=0.5).value for bounds in ((0.2, 0.9), (-0.9, -0.3), (-0.1, 0.9))]
+    ['supported', 'not supported', 'cannot tell at this sample size']
+    """
+    return judge(max(low, 0.0), max(high, 0.0), least=least, q=q)
+
+
+def judge_held_out(low: float, high: float, *, least: float, enough: bool) -> Verdict:
+    """As `judge_gain`, for an effect that must be learnt first: finding none says nothing where there is not enough to learn.
+
+    >>> [judge_held_out(0.0, 0.1, least=0.5, enough=enough).value for enough in (True, False)]
+    ['not supported', 'cannot tell at this sample size']
+    """
+    verdict = judge_gain(low, high, least=least)
+    return verdict if enough or verdict is Verdict.SUPPORTED else Verdict.CANNOT_TELL
+
+
 def judge_cells(table: pd.DataFrame, *, least: float) -> Verdict:
     """Verdict on the claim that some of many tested rows (columns ci_low, ci_high, q) have an effect.
 
@@ -123,9 +153,22 @@ def surest_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.lexsort((-sure_effect(table), ~liked, ~found))]
 
 
+def overall_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows over all tokens (`kind` "all") before those of families and labels."""
+    return table.iloc[np.argsort((table["kind"] != "all").to_numpy(), kind="stable")]
+
+
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """As it is."""
     return table
+
+
+def layer_means(rows: pd.DataFrame, *names: str) -> tuple[float, ...]:
+    """Means of columns over rows of one layer each.
+
+    The means of the layers' bounds stand in for the interval of the mean: they are never closer together than it is.
+    """
+    return tuple(float(rows[name].mean()) for name in names)
 
 
 def fold(log2: float) -> str:

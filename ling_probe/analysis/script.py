@@ -1,4 +1,4 @@
-"""What the scripts in `analyses/` share: one run on the command line, one table on standard output."""
+"""What the scripts in `analyses/` share: a run on the command line (a comparison takes more), one table on standard output."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from ling_probe.run import Run
 
 
 def script_main(name: str, argv: Sequence[str] | None = None) -> int:
-    """Answer one question about the run named on the command line; return the exit status.
+    """Answer one question about the run named on the command line, and those it is compared with; return the exit status.
 
     0 when answered, 2 with one line on standard error when the run cannot answer it. With --json every row is printed, one
     JSON object a line; otherwise a table of the first rows.
@@ -22,11 +22,15 @@ def script_main(name: str, argv: Sequence[str] | None = None) -> int:
     analysis = ANALYSES[name]
     parser = argparse.ArgumentParser(description=f"{analysis.question} {analysis.method}")
     parser.add_argument("run", metavar="RUN", help="run folder")
+    if analysis.compares:
+        parser.add_argument("--against", metavar="RUN", action="append", default=[], help="a run to compare with; repeatable")
     parser.add_argument("--json", action="store_true", help="print every row as one JSON object a line")
     parser.add_argument("--rows", type=int, default=20, help="rows of the printed table (default 20)")
     asked = parser.parse_args(argv)
     try:
-        table = analysis.order(analysis.function(Run.open(asked.run)))
+        run = Run.open(asked.run)
+        asked_of = [run, *map(Run.open, asked.against)] if analysis.compares else run
+        table = analysis.order(analysis.function(asked_of))
     except LingProbeError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -114,7 +114,9 @@ def _scores(
     """Score of each solution by a decoder that learned from the others; the higher, the more it looks wrong."""
     scores = np.zeros(len(wrong))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    for learned, judged in folds.split(seen, family * 2 + wrong):
+    # A family with fewer wrong solutions than folds cannot have one in each.
+    cells = family * 2 + wrong
+    for learned, judged in folds.split(seen, cells if np.unique(cells, return_counts=True)[1].min() >= FOLDS else wrong):
         decoder = make_pipeline(MaxAbsScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
         scores[judged] = decoder.fit(seen[learned], wrong[learned]).decision_function(seen[judged])
     return scores

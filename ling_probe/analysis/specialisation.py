@@ -35,7 +35,7 @@ LEAST_OVERLAP = 0.1
 """With less of a class's tokens to compare there is no effect, no interval and no p: its words give it away."""
 LEAST_VARIANCE = 1e-6
 """Variance of a sum of choices that only rounding makes: the cell cannot be tested."""
-DRAWN = 2e10
+DRAWN = 2e9
 """Most multiplications spent on drawn permutations; where they would cost more, every p is from moments."""
 
 
@@ -124,13 +124,13 @@ def _specialisation(run: Run, classified: Classified, permutations: int, draws: 
     cost = float(permutations) * len(classified.codes) * run.spec.n_experts * run.spec.n_rows * len(classified.names)
     drawn = _Drawn(design, permutations, seed) if cost <= DRAWN else None
     bootstrap = _Bootstrap(design, draws, seed)
-    tables = [
-        _class_table(sums, streamed.weight, code, bootstrap, drawn).assign(layer=layer)
-        for streamed in stream(run, design, keep=drawn is not None)
-        for layer, sums in streamed.layers.items()
-        for code, name in enumerate(classified.names)
-        if classified.kind != "answer" or name == WRONG
-    ]
+    shown = [code for code, name in enumerate(classified.names) if classified.kind != "answer" or name == WRONG]
+    tables = []
+    for streamed in stream(run, design, keep=drawn is not None):
+        for layer, sums in streamed.layers.items():
+            matched = sums.matched()
+            rows = [_class_table(sums, matched, streamed.weight, code, bootstrap, drawn) for code in shown]
+            tables.append(pd.concat(rows).assign(layer=layer))
     table = _replicated(pd.concat(tables, ignore_index=True)).assign(seed=seed)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
     front = ["layer", "expert", classified.kind]
@@ -190,13 +190,18 @@ def _equal_token_ratio(
 
 
 def _class_table(
-    sums: LayerSums, weight: Float64[np.ndarray, "U Z"], code: int, bootstrap: _Bootstrap, drawn: _Drawn | None
+    sums: LayerSums,
+    matched: Float32[np.ndarray, "Z U E"],
+    weight: Float64[np.ndarray, "U Z"],
+    code: int,
+    bootstrap: _Bootstrap,
+    drawn: _Drawn | None,
 ) -> pd.DataFrame:
     """Rows of one class in one layer."""
     classified = sums.design.classified
     n_classes, n_tokens = len(classified.names), _tokens(classified, code)
-    first, second = sums.null(0), sums.null(1)
-    p = (first + second).p(least=LEAST_VARIANCE)[code]
+    first, second = sums.null(0).of(code), sums.null(1).of(code)
+    p = (first + second).p(least=LEAST_VARIANCE)
     permutations = np.zeros(len(p), dtype=np.int64)
     if drawn is not None:
         tail, (p, permutations) = p, drawn.p(sums.residuals, code, p)
@@ -219,9 +224,9 @@ def _class_table(
         p = unknown
     else:
         sides = [code, n_classes + code]
-        found = _equal_token_ratio(bootstrap.whole, sums.equal[:, :, sides].transpose(2, 0, 1), weight[:, sides].T)
+        found = _equal_token_ratio(bootstrap.whole, matched[sides], weight[:, sides].T)
         effect = dict(zip(("log2_ratio", "ci_low", "ci_high"), found, strict=True))
-        halves = _half_columns(sums, weight, code, bootstrap, (first, second))
+        halves = _half_columns(matched, weight, code, bootstrap, (first, second))
     return pd.DataFrame(columns | effect | {"overlap": overlap} | halves | {"p": p, "permutations": permutations})
 
 
@@ -229,19 +234,19 @@ HALF_COLUMNS = tuple(f"{half}_{name}" for half in ("picked", "held_out") for nam
 
 
 def _half_columns(
-    sums: LayerSums,
+    matched: Float32[np.ndarray, "Z U E"],
     weight: Float64[np.ndarray, "U Z"],
     code: int,
     bootstrap: _Bootstrap,
     null: tuple[stats.NullMoments, stats.NullMoments],
 ) -> dict[str, Float64[np.ndarray, " E"]]:
     """Effect and p in each half; `q` columns hold p still, and experts that cannot be picked have no effect."""
-    p = [each.p(least=LEAST_VARIANCE)[code] for each in null]
+    p = [each.p(least=LEAST_VARIANCE) for each in null]
     near = np.flatnonzero(p[0] < DISCOVERY)
     columns = {name: np.full(len(p[0]), np.nan) for name in HALF_COLUMNS}
-    start = sums.equal.shape[2] // 2
-    sides = [start + code, start + len(sums.design.classified.names) + code]
-    choices = sums.equal[:, near][:, :, sides].transpose(2, 0, 1)
+    n_classes = len(matched) // 4
+    sides = [2 * n_classes + code, 3 * n_classes + code]
+    choices = matched[sides][:, :, near]
     for side, half in enumerate(("picked", "held_out")):
         columns[f"{half}_q"] = p[side]
         found = _equal_token_ratio(bootstrap.halves[side], choices, weight[:, sides].T)
@@ -294,19 +299,21 @@ def held_out(rows: pd.DataFrame) -> pd.DataFrame:
 
 LEAST_EFFECT = 0.585
 """Log2 ratio below which a preference is not worth having: one and a half times as often."""
-_PLACES = {
-    "label": ("{} steps", "other steps of the same family"),
-    "family": ("{} problems", "other families"),
-    "answer": ("{} solutions", "right ones of the same family"),
+_WORDS = {
+    "label": ("preference for a label", "{} steps", "other steps of the same family"),
+    "family": ("preference for a family", "{} problems", "other families"),
+    "answer": ("preference for right or wrong solutions", "{} solutions", "right ones of the same family"),
 }
+"""How a finding speaks of each class column: what there may be, where, and beside what."""
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    kind = next(name for name in _PLACES if name in table.columns)
+    kind = next(name for name in _WORDS if name in table.columns)
+    what, place, others = _WORDS[kind]
     found, verdict = table[table["q"] < DISCOVERY], judge_cells(table, least=LEAST_EFFECT)
     tested = f"{len(found):,} of {table['p'].count():,} (layer, expert, {kind}) cells differ from chance (q below 0.05)"
     if found.empty:
-        nothing = f"{tested}: this run shows no preference for a {kind} beyond its tokens that survives the correction."
+        nothing = f"{tested}: this run shows no {what} beyond its tokens that survives the correction."
         return Finding(sentence=nothing, verdict=verdict, rung=0)
     picked = surest_picked(table)
     row = (surest_first(found) if picked.empty else held_out(picked)).iloc[0]
@@ -315,7 +322,6 @@ def _finding(table: pd.DataFrame) -> Finding:
     else:
         again = f"{int(picked['replicated'].sum()):,} of {len(picked):,} picked on one half of the problems hold on the other"
         told = f"{again}; the surest there, measured where it was not picked,"
-    place, others = _PLACES[kind]
     return Finding(
         sentence=(
             f"{tested}; {told} is layer {row['layer']}, expert {row['expert']}, chosen {fold(row['log2_ratio'])} times as "

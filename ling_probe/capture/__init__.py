@@ -4,7 +4,7 @@
 2. Sort the window by length and cut it into right-padded batches of at most ``batch_tokens`` tokens.     `batching`
 3. Run the native model once over each batch with a plain forward hook on every gate; the gate's own
    ids and weights are copied, never derived.                                             `passes`, `gates`, `edits`
-4. Where more is kept, take norms and attributions from the same pass, layer by layer.                        `writes`
+4. Where more is kept, take norms, attributions and vectors from the same pass, layer by layer.    `writes`, `vectors`
 5. Compute the next-token loss from the last hidden states in slices, so that logits of the whole batch
    never exist.                                                                                               `passes`
 6. Undo the sorting and yield one checked `RoutingTrace` a record, in the order of the records.                 `flow`

@@ -1,34 +1,39 @@
 """Sequences to traces by one teacher-forced forward pass over each right-padded batch."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ling_probe.activations import ActivationSpec
 from ling_probe.capture.batching import length_batches
 from ling_probe.capture.edits import Editor
 from ling_probe.capture.gates import _Recorder
 from ling_probe.capture.layout import Layout, find_layout
 from ling_probe.capture.sequences import TokenSequence
+from ling_probe.capture.vectors import Spill, VectorRecorder
 from ling_probe.capture.writes import WriteRecorder
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.streaming import StreamedLing
 from ling_probe.steps import judge
-from ling_probe.trace import RoutingTrace
+from ling_probe.trace import Activation, RoutingTrace
 
 _LOSS_SLICE = 1024
 
 
 @torch.no_grad()
 def record_sequences(
-    loaded: LoadedLing, sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...], batch_tokens: int
-) -> Iterator[RoutingTrace]:
+    loaded: LoadedLing, sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...], batch_tokens: int,
+    activations: ActivationSpec | None = None, spill: Path | None = None,
+) -> Iterator[RoutingTrace]:  # fmt: skip
     """One trace for each sequence, in their order."""
+    aside = Spill(spill) if activations else None
     lengths = [len(sequence.ids) for sequence in sequences]
     traces: dict[int, RoutingTrace] = {}
     places = length_batches(lengths, batch_tokens)
-    batches = (_Batch(loaded, batch, [sequences[i] for i in batch], editor, keep) for batch in places)
+    batches = (_Batch(loaded, batch, [sequences[i] for i in batch], editor, keep, activations, aside) for batch in places)
     for batch, hidden in _forward(loaded, batches):
         traces |= zip(batch.places, batch.traces(hidden), strict=True)
     for i in range(len(sequences)):
@@ -50,21 +55,27 @@ class _Batch:
     """Right-padded sequences that are run together."""
 
     def __init__(
-        self, loaded: LoadedLing, places: list[int], sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...]
-    ) -> None:
+        self, loaded: LoadedLing, places: list[int], sequences: list[TokenSequence], editor: Editor, keep: tuple[str, ...],
+        activations: ActivationSpec | None, spill: Spill | None,
+    ) -> None:  # fmt: skip
         self.places = places
         """Of the sequences, in the window."""
         self.input_ids, self.mask = (part.to(loaded.native.device) for part in _padded(sequences))
         self._loaded, self._sequences, self._editor, self._keep = loaded, sequences, editor, keep
         self._layouts = [find_layout(sequence) for sequence in sequences]
         self._gates = _Recorder(loaded, logits="logits" in keep)
-        self._writes = WriteRecorder(loaded, keep, self.input_ids)
+        self._vectors = None
+        if activations and spill:
+            self._vectors = VectorRecorder(loaded, activations, self._layouts, self.input_ids.shape[1], spill)
+        self._writes = WriteRecorder(loaded, keep, self.input_ids, self._vectors)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Record and edit while the block runs."""
         # The gates are read before the editor silences any expert: it stays chosen. Writes come after: it adds nothing.
-        with self._gates.attached(), self._editor.inside(self._layouts, self.input_ids.shape[1]), self._writes.attached():
+        vectors = self._vectors.attached() if self._vectors else nullcontext()
+        edits = self._editor.inside(self._layouts, self.input_ids.shape[1])
+        with self._gates.attached(), edits, vectors, self._writes.attached():
             yield
 
     def traces(self, hidden: torch.Tensor) -> Iterator[RoutingTrace]:
@@ -79,7 +90,9 @@ class _Batch:
             own = {name: array[row, :n].copy() for name, array in (extras | {"loss": loss}).items()}
             for name in own.keys() & {"loss", "lens", "lens_shared"}:
                 own[name][-1] = np.nan
-            yield _trace(self._loaded, sequence, layout, ids[row, :n], weights[row, :n], own, self._editor.may_leave_groups)
+            kept = self._vectors.of(row) if self._vectors else {}
+            ungrouped = self._editor.may_leave_groups
+            yield _trace(self._loaded, sequence, layout, ids[row, :n], weights[row, :n], own, kept, ungrouped)
 
 
 def _padded(sequences: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +119,7 @@ def next_token_loss(loaded: LoadedLing, hidden: torch.Tensor, input_ids: torch.T
 
 def _trace(
     loaded: LoadedLing, sequence: TokenSequence, layout: Layout, ids: np.ndarray, weights: np.ndarray,
-    own: dict[str, np.ndarray], ungrouped: bool,
+    own: dict[str, np.ndarray], kept: dict[str, Activation], ungrouped: bool,
 ) -> RoutingTrace:  # fmt: skip
     record = sequence.record
     predicted, correct = judge(record, layout.completion, generated=sequence.generated)
@@ -134,5 +147,6 @@ def _trace(
         correct=correct,
         meta=record.meta,
         extras=own,
+        activations=kept,
         group_limited=not ungrouped,
     )

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ling_probe.capture.vectors import VectorRecorder
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.modeling import LingModel, LingMoE
 
@@ -40,12 +41,15 @@ class WriteRecorder:
         loaded: The model.
         keep: Any of "contribution", "residual" and "lens"; nothing is attached for none.
         input_ids: Of the batch that will be run, right-padded [B S].
+        vectors: Is shown the experts' outputs of the layers it wants.
     """
 
-    def __init__(self, loaded: LoadedLing, keep: Collection[str], input_ids: torch.Tensor) -> None:
+    def __init__(
+        self, loaded: LoadedLing, keep: Collection[str], input_ids: torch.Tensor, vectors: VectorRecorder | None = None
+    ) -> None:
         self._loaded = loaded
         self._keep = frozenset(keep) & {"contribution", "residual", "lens"}
-        self._shape = tuple(input_ids.shape)
+        self._shape, self._vectors = tuple(input_ids.shape), vectors
         self._direction = next_token_directions(loaded, input_ids) if "lens" in self._keep else None
         self._scale = torch.empty(0)
         self._found: dict[str, dict[int, torch.Tensor]] = {}
@@ -63,7 +67,8 @@ class WriteRecorder:
         for number, layer in enumerate(model.layers):
             if "residual" in self._keep:
                 yield _on_output(layer, partial(self._see_residual, number))
-            if isinstance(layer.mlp, LingMoE) and self._keep & {"contribution", "lens"}:
+            shown = self._vectors is not None and number in self._vectors.layers
+            if isinstance(layer.mlp, LingMoE) and (shown or self._keep & {"contribution", "lens"}):
                 yield from self._attach_block(layer.mlp, number)
         if self._direction is not None:
             yield model.norm.register_forward_pre_hook(lambda _m, args: self._see_scale(args[0])).remove
@@ -80,6 +85,8 @@ class WriteRecorder:
         self._see("residual", layer, _norm(residual).flatten())
 
     def _see_slots(self, layer: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
+        if self._vectors is not None:
+            self._vectors.see_slots(layer, outputs, weights)
         if "contribution" in self._keep:
             self._see("contribution", layer, _norm(outputs) * weights)
         if self._direction is not None:

@@ -10,25 +10,98 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
-from ling_probe.charts.balance import balance_lines, load_heatmap
+from ling_probe.analysis.affinity import affinity_sets
+from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars
+from ling_probe.charts.comparison import (
+    agreement_lines,
+    margin_lines,
+    saturation_curves,
+    saturation_lines,
+    shift_bars,
+    shift_heatmap,
+)
+from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import cluster_map, coactivation_heatmap
-from ling_probe.charts.specialisation import specialisation_bars, specialisation_heatmap, specialisation_volcano
+from ling_probe.charts.risk import risk_bars, token_test
+from ling_probe.charts.router import (
+    affinity_lines,
+    bias_scatter,
+    committee_lines,
+    confidence_figures,
+    reason_bars,
+    repeat_lines,
+    stretch_lines,
+)
+from ling_probe.charts.similarity import usage_correlation, usage_figures, usage_overlap
+from ling_probe.charts.specialisation import (
+    replication,
+    specialisation_bars,
+    specialisation_heatmap,
+    specialisation_volcano,
+    token_shares,
+)
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
+from ling_probe.charts.tokens import (
+    decoding_bars,
+    enrichment_dots,
+    information_lines,
+    overlap_lines,
+    prediction_lines,
+    vocabulary_lines,
+)
 from ling_probe.charts.training import training_curves
 from ling_probe.spec import ModelSpec
 
+
+def _specialisation(table: pd.DataFrame) -> list[go.Figure]:
+    return [specialisation_bars(table), specialisation_volcano(table), replication(table)]
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
-    "label_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
-    "family_specialisation": lambda table, _: [specialisation_bars(table), specialisation_volcano(table)],
     "step_similarity": lambda table, _: [similarity_lines(table)],
+    "label_specialisation": lambda table, _: _specialisation(table),
+    "family_specialisation": lambda table, _: [*_specialisation(table), token_shares(table)],
+    "correctness_specialisation": lambda table, _: _specialisation(table),
+    "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
+    "routing_information": lambda table, _: [information_lines(table)],
+    "label_decoding": lambda table, _: [decoding_bars(table)],
+    "routing_prediction": lambda table, _: [prediction_lines(table)],
+    "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
+    "token_overlap": lambda table, _: [overlap_lines(table)],
+    "enrichment": lambda table, _: [enrichment_dots(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "coverage": lambda table, _: [coverage_curves(table)],
+    "weight_concentration": lambda table, _: [weight_bars(table)],
+    "choice_reasons": lambda table, _: [reason_bars(table)],
+    "expert_reasons": lambda table, _: [bias_scatter(table)],
+    "router_confidence": lambda table, _: confidence_figures(table),
+    "repeat_choice": lambda table, _: [repeat_lines(table)],
+    "segment_routing": lambda table, _: [stretch_lines(table)],
+    "expert_affinity": lambda table, _: [affinity_lines(affinity_sets(table))],
+    "committee": lambda table, _: [committee_lines(table)],
+    "usage_similarity": lambda table, _: usage_figures(table),
     "coactivation": lambda table, _: [coactivation_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0]))],
     "expert_clusters": lambda table, _: [cluster_map(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
     "causal_effects": lambda table, _: [causal_bars(table)],
+    "routing_churn": lambda table, _: [churn_lines(table)],
+    "prompt_rollout": lambda table, _: [rollout_lines(table)],
+    "layer_transition": lambda table, _: [
+        transition_lines(table),
+        transition_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0])),
+    ],
+    "route_agreement": lambda table, _: [
+        agreement_lines(table),
+        *([margin_lines(table)] if (table["margin"] != "all").any() else []),
+    ],
+    "router_saturation": lambda table, _: [saturation_curves(table), saturation_lines(table)],
+    "load_shift": lambda table, _: [
+        *(shift_heatmap(table, against=name) for name in table["against"].unique()),
+        shift_bars(table),
+    ],
 }
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
@@ -37,16 +110,47 @@ __all__ = [
     "FIGURES",
     "MUTED",
     "PALETTE",
+    "affinity_lines",
+    "agreement_lines",
     "auroc_bars",
     "balance_lines",
+    "bias_scatter",
     "causal_bars",
+    "churn_lines",
     "cluster_map",
     "coactivation_heatmap",
+    "committee_lines",
+    "confidence_figures",
+    "coverage_curves",
+    "decoding_bars",
+    "enrichment_dots",
     "escape",
+    "information_lines",
     "load_heatmap",
+    "margin_lines",
+    "overlap_lines",
+    "prediction_lines",
+    "reason_bars",
+    "repeat_lines",
+    "replication",
+    "risk_bars",
+    "rollout_lines",
+    "saturation_curves",
+    "saturation_lines",
+    "shift_bars",
+    "shift_heatmap",
     "similarity_lines",
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "stretch_lines",
+    "token_shares",
+    "token_test",
     "training_curves",
+    "transition_heatmap",
+    "transition_lines",
+    "usage_correlation",
+    "usage_overlap",
+    "vocabulary_lines",
+    "weight_bars",
 ]

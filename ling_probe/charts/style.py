@@ -61,6 +61,30 @@ def intervals(rows: pd.DataFrame, names: Sequence[str]) -> go.Scatter:
     )
 
 
+def lines_with_intervals(
+    x: Sequence[str], rows: pd.DataFrame, columns: tuple[str, str, str], name: str, colour: str
+) -> list[go.Scatter]:
+    """A line over the band of its interval; `columns` are its middle, lower and upper bound."""
+    middle, low, high = (rows[column].to_numpy() for column in columns)
+    band = go.Scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *low[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.2,
+        line={"width": 0},
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    bounds = np.stack([low, high], axis=1)
+    line = {"color": colour}
+    hover = "%{y:.4g} (95 % interval %{customdata[0]:.4g} to %{customdata[1]:.4g})"
+    shown = {"name": name, "legendgroup": name, "hovertemplate": hover, "customdata": bounds}
+    return [band, go.Scatter(x=list(x), y=middle, mode="lines+markers", line=line, **shown)]
+
+
 def row_height(rows: int) -> int:
     """Pixels of a heatmap with so many rows."""
     return min(900, 200 + 24 * rows)
@@ -72,6 +96,11 @@ def figure_of(traces: Sequence[Any], title: str, *, x: str, y: str, height: int)
     figure.update_xaxes(title=x)
     figure.update_yaxes(title=y)
     return styled(figure, title, height=height)
+
+
+def legend_below(figure: go.Figure) -> go.Figure:
+    """A figure whose legend has too many entries for the line under its title."""
+    return figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
 
 
 def styled(figure: go.Figure, title: str, *, height: int) -> go.Figure:

@@ -23,6 +23,9 @@ SCHEMA = 1
 NEW = "run.json.new"
 """The next run.json until it is whole."""
 FILES = ("sequences.parquet", "steps.parquet", "tokens.parquet")
+"""Of every part."""
+VECTORS = "activations.safetensors"
+"""Of every part of a run that keeps activations."""
 REMEDY = "copy the whole folder again, or repeat its capture with --redo-damaged"
 """What to do about a damaged part."""
 _PACKAGES = ("ling-probe", "numpy", "pyarrow", "torch", "transformers", "transformer-lens")
@@ -43,7 +46,7 @@ class Part:
     """sha256 by file name."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{5,}", self.name) or set(self.files) != set(FILES):
+        if not re.fullmatch(r"\d{5,}", self.name) or set(self.files) - {VECTORS} != set(FILES):
             raise ValueError(f"part {self.name!r} with files {sorted(self.files)}; expected five digits and {sorted(FILES)}")
 
 
@@ -107,7 +110,7 @@ def read_manifest(folder: Path, *, whole: bool = True) -> Manifest:
     """
     manifest = _parsed(folder, _values(folder))
     for part in manifest.parts if whole else ():
-        for name in FILES:
+        for name in part.files:
             if not (folder / "parts" / part.name / name).is_file():
                 raise RunError(f"{folder}: part {part.name} lacks {name}, which run.json lists; {REMEDY}")
     return manifest

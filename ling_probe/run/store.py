@@ -12,6 +12,7 @@ from typing import Any, Self
 import pandas as pd
 import pyarrow as pa
 
+from ling_probe.activations import ActivationSpec
 from ling_probe.errors import RunError, UsageError
 from ling_probe.interventions import Intervention, check_all
 from ling_probe.run.check import damaged_files, foreign_files, is_leftover
@@ -19,6 +20,7 @@ from ling_probe.run.folder import WriterLock, new_folder, sync_folder
 from ling_probe.run.manifest import (
     NEW,
     REMEDY,
+    VECTORS,
     Manifest,
     Part,
     encode,
@@ -38,6 +40,7 @@ from ling_probe.run.tables import (
     to_tables,
     write_table,
 )
+from ling_probe.run.vectors import ActivationBatch, read_vectors, write_vectors
 from ling_probe.spec import ModelSpec
 from ling_probe.trace import RoutingTrace
 
@@ -114,6 +117,12 @@ class Run:
         return self.manifest.spec
 
     @property
+    def kept_activations(self) -> ActivationSpec | None:
+        """Which vectors were kept, if any."""
+        values = self.manifest.options.get("activations")
+        return ActivationSpec.from_dict(values) if values else None
+
+    @property
     def is_complete(self) -> bool:
         """Whether `finish` was called."""
         return self.manifest.state == "complete"
@@ -170,7 +179,7 @@ class Run:
             tables = to_tables(traces, self.spec)
             rows = {file.removesuffix(".parquet"): table.num_rows for file, table in tables.items()}
             with self._cleared_on_failure(f"part {name}"):
-                files = self._write_part(name, tables)
+                files = self._write_part(name, tables, traces)
                 part = Part(name=name, **rows, extras=tuple(sorted(traces[0].extras)), files=files)
                 parts = sorted((*self.manifest.parts, part), key=lambda each: int(each.name))
                 self._replace(replace(self.manifest, parts=tuple(parts)))
@@ -218,7 +227,12 @@ class Run:
             return [each for found in damaged.values() for each in found]
 
     def batches(
-        self, *, layers: Sequence[int] | None = None, weights: bool = False, columns: Sequence[str] = ()
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        weights: bool = False,
+        columns: Sequence[str] = (),
+        parts: Sequence[int] | None = None,
     ) -> Iterator[TokenBatch]:
         """The tokens, one part at a time; only what is asked for is read.
 
@@ -227,6 +241,7 @@ class Run:
             weights: Whether to read the weights of the chosen too.
             columns: "token", "loss", "sequence_id", or extras that the run kept, such as "logits"; "residual" comes for every
                 decoder layer, dense ones too.
+            parts: Places in `manifest.parts`, in the order wanted; None is all.
 
         Raises:
             UsageError: A layer has no router, or the run has no such column.
@@ -239,13 +254,36 @@ class Run:
         if self.manifest.parts and (unknown := set(columns) - {*TOKEN_COLUMNS, *extras}):
             found = ", ".join([*TOKEN_COLUMNS, *extras])
             raise UsageError(f"{self.folder} has no column {', '.join(sorted(unknown))}; it has {found}")
-        return self._read_batches(chosen, weights=weights, columns=columns)
+        every = self.manifest.parts if parts is None else [self.manifest.parts[place] for place in parts]
+        return self._read_batches(every, chosen, weights=weights, columns=columns)
 
-    def _read_batches(self, layers: Sequence[int], *, weights: bool, columns: Sequence[str]) -> Iterator[TokenBatch]:
+    def _read_batches(
+        self, parts: Sequence[Part], layers: Sequence[int], *, weights: bool, columns: Sequence[str]
+    ) -> Iterator[TokenBatch]:
         ids = self._ids()
-        for part in self.manifest.parts:
+        for part in parts:
             path = self.folder / "parts" / part.name / "tokens.parquet"
             yield read_batch(path, self.spec, ids, layers=layers, weights=weights, columns=columns)
+
+    def activations(self, name: str) -> Iterator[ActivationBatch]:
+        """The vectors of one site, such as "residual:3", some of a part at a time, each with its sequence and position.
+
+        Raises:
+            UsageError: The run did not keep it.
+            RunError: A file is damaged.
+        """
+        kept = self.kept_activations
+        if kept is None or name not in kept.names:
+            raise UsageError(
+                f"{self.folder} has no activation {name}; it has {kept or 'none'}: capture with --activations {name}"
+            )
+        return self._read_activations(name)
+
+    def _read_activations(self, name: str) -> Iterator[ActivationBatch]:
+        first = 0
+        for part in self.manifest.parts:
+            yield from read_vectors(self.folder / "parts" / part.name / VECTORS, name, first)
+            first += part.sequences
 
     def _ids(self) -> pd.Index:
         return pd.Index(self.sequences["sequence_id"])
@@ -280,15 +318,23 @@ class Run:
             if sorted(trace.extras) != list(extras):
                 found, expected = (", ".join(sorted(names)) or "none" for names in (trace.extras, extras))
                 raise UsageError(f"sequence {trace.sequence_id} has extras {found}; every one of {self.folder} has {expected}")
+        wanted = set(self.kept_activations.names if self.kept_activations else ())
+        if wrong := [trace for trace in traces if set(trace.activations) != wanted]:
+            found, expected = (", ".join(sorted(names)) or "none" for names in (wrong[0].activations, wanted))
+            raise UsageError(
+                f"sequence {wrong[0].sequence_id} has activations {found}; every one of {self.folder} has {expected}"
+            )
         counts = Counter(trace.sequence_id for trace in traces)
         if repeated := [name for name, count in counts.items() if count > 1 or name in self.done]:
             raise RunError(f"{self.folder} has sequence {repeated[0]} already; skip what `done` lists")
 
-    def _write_part(self, name: str, tables: dict[str, pa.Table]) -> dict[str, str]:
+    def _write_part(self, name: str, tables: dict[str, pa.Table], traces: Sequence[RoutingTrace]) -> dict[str, str]:
         parts = self.folder / "parts"
         new = parts / f"{name}.new"
         new.mkdir()
         files = {file: write_table(table, new / file) for file, table in tables.items()}
+        if self.kept_activations:
+            files[VECTORS] = write_vectors(traces, self.spec.d_model, new / VECTORS)
         sync_folder(new)
         new.rename(parts / name)
         sync_folder(parts)

@@ -169,9 +169,7 @@ def _token_table(traces: Sequence[RoutingTrace], spec: ModelSpec) -> pa.Table:
         for row, layer in enumerate(extra_layers(name, spec)):
             values = np.concatenate([trace.extras[name][:, row] for trace in traces])
             exact = name in WHOLE
-            columns[f"{name}_{layer}"] = _column(
-                values.astype(np.float32) if exact else _halved(values, f"extra {name!r} of layer {layer}")
-            )
+            columns[f"{name}_{layer}"] = _column(values.astype(np.float32) if exact else _halved(values, name, layer))
     return pa.table(columns)
 
 
@@ -185,13 +183,15 @@ def _column(values: np.ndarray) -> pa.Array:
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _halved(values: np.ndarray, what: str) -> np.ndarray:
+def _halved(values: np.ndarray, name: str, layer: int) -> np.ndarray:
+    # A wider column in one part alone would come back as infinity from readers that take all files for the first one's type.
     with np.errstate(over="ignore"):
         halved = values.astype(np.float16)
     if (lost := np.isfinite(values) & ~np.isfinite(halved)).any():
         largest = np.finfo(np.float16).max
         raise UsageError(
-            f"{what} reaches {np.abs(values[lost]).max():.4g}; it is stored in 16 bits, which end at {largest:.0f}"
+            f"extra {name!r} of layer {layer} reaches {np.abs(values[lost]).max():.4g}; it is stored in 16 bits, which end at "
+            f"{largest:.0f}: capture into a new folder without it, or keep whole vectors with --activations"
         )
     return halved
 

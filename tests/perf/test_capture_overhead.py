@@ -2,18 +2,24 @@
 
 Run with ``make perf``; docs/performance.md holds the table. Each row beyond ids and weights adds one thing to them. The plain
 pass has no language-modelling head, which the rows "+loss" and the bridge run. Times are processor time of one thread: other
-work on the machine disturbs it less than the clock.
+work on the machine disturbs it less than the clock. nnsight is measured where it can be imported; it is no dependency.
 """
 
 import statistics
 import sys
 import time
+from contextlib import nullcontext
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
+from ling_probe.activations import ActivationSpec
 from ling_probe.capture import _Recorder
+from ling_probe.capture.layout import Layout
 from ling_probe.capture.passes import next_token_loss
+from ling_probe.capture.vectors import Spill, VectorRecorder
 from ling_probe.capture.writes import WriteRecorder
 from ling_probe.model import LingConfig, LingForCausalLM
 from ling_probe.model.bridge import HookedLing
@@ -21,6 +27,8 @@ from ling_probe.model.load import LoadedLing, Verification
 
 ROUNDS = 7
 TOKENS = (8, 256)
+ACTIVATIONS = ("residual:4", "residual:0-7", "router:4", "expert:4.0-7")
+"""Each kept at all tokens, and put aside on the disk."""
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +52,14 @@ def timed(call):
     return time.process_time() - start
 
 
-def recording(loaded, inputs, keep=()):
+def recording(loaded, inputs, keep=(), activations=None):
     """One batch recorded as `capture` does it: ids, weights, and what else is kept."""
-    gates, writes = _Recorder(loaded, logits=False), WriteRecorder(loaded, keep, inputs)
-    with gates.attached(), writes.attached():
+    vectors, rows, width = None, *inputs.shape
+    if activations:
+        layouts = [Layout(np.ones(width, np.uint8), np.full(width, -1, np.int16), (), "")] * rows
+        vectors = VectorRecorder(loaded, ActivationSpec(names=(activations,)), layouts, width, Spill())
+    gates, writes = _Recorder(loaded, logits=False), WriteRecorder(loaded, keep, inputs, vectors)
+    with gates.attached(), vectors.attached() if vectors else nullcontext(), writes.attached():
         hidden = loaded.native.model(input_ids=inputs, use_cache=False).last_hidden_state
     gates.arrays(*inputs.shape)
     writes.arrays()
@@ -75,9 +87,27 @@ def ways(loaded, inputs):
     found = {"plain": plain, "plain again": plain, "ids+weights": lambda: recording(loaded, inputs)}
     for name in ("loss", "contribution", "residual", "lens"):
         found[f"+{name}"] = lambda name=name: recording(loaded, inputs, (name,))
+    for name in ACTIVATIONS:
+        found[f"+activations {name}"] = lambda name=name: recording(loaded, inputs, activations=name)
     found["output_router_logits=True"] = lambda: with_router_logits(loaded, inputs)
     found["bridge run_with_cache"] = cached
-    return found
+    return found | ({"nnsight trace of the gates": nnsight_trace(loaded, inputs)} if find_spec("nnsight") else {})
+
+
+def nnsight_trace(loaded, inputs):
+    """Ids and weights of every gate, saved by a trace of nnsight (Fiotto-Kaufman et al. 2024)."""
+    import nnsight
+
+    model = nnsight.NNsight(loaded.native.model)
+
+    def traced():
+        with model.trace(input_ids=inputs, use_cache=False):
+            kept = nnsight.save([])
+            for layer in loaded.spec.routed_layers:
+                kept.append(model.layers[layer].mlp.gate.output[1:])
+        assert all(part.shape == (inputs.numel(), loaded.spec.top_k) for pair in kept for part in pair)
+
+    return traced
 
 
 @pytest.mark.perf
@@ -94,6 +124,10 @@ def test_recording_ids_and_weights_is_nearly_free(loaded, record_property):
     ratios = {name: statistics.median(values) / base for name, values in times.items()}
     for name, ratio in ratios.items():
         record_property(name, ratio)
-        sys.stdout.write(f"\n{name:<26} {ratio:.3f} of plain ({statistics.median(times[name]):.2f} s for 2,048 tokens)")
+        seconds, tokens = statistics.median(times[name]), inputs.numel()
+        sys.stdout.write(f"\n{name:<26} {ratio:.3f} of plain, {tokens / seconds:,.0f} tokens/s ({seconds:.2f} s)")
+    if not find_spec("nnsight"):
+        record_property("nnsight trace of the gates", "absent: nnsight is not installed")
+        sys.stdout.write("\nnnsight trace of the gates absent: nnsight is not installed")
     noise = abs(ratios["plain again"] - 1)
     assert ratios["ids+weights"] <= 1.03 + noise
