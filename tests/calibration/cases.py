@@ -36,6 +36,7 @@ WORLDS = {
     "words do not route": NO_WORDS,
     "loads": LOADS,
     "even": replace(LOADS, skew=0.0),
+    "balanced": replace(LOADS, skew=0.0, bias=0.0),
 }
 """Everything but labels: skew, words that route and that labels use unequally, drift, trend, problems that differ; and less."""
 
@@ -122,10 +123,15 @@ _CASES = (
     Case(analysis="correctness_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
     Case(analysis="step_similarity", world="words", rows=beyond_tokens, quick_runs=100),
     Case(analysis="answer_prediction", world="longer is harder", quick_runs=40),
+    Case(analysis="risk_difference", world="same words"),
     Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=100),
     Case(analysis="label_decoding", world="words", rows=none, quick_runs=20, reason=VERDICT_ONLY),
     Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
+    Case(analysis="vocabulary_specialisation", world="words do not route", rows=none, reason=VERDICT_ONLY),
+    Case(analysis="token_overlap", world="words do not route", rows=none, reason=VERDICT_ONLY),
     Case(analysis="enrichment", world="loads"),
+    Case(analysis="expert_load", world="balanced", rows=none),
+    Case(analysis="coverage", world="balanced", rows=none, quick_runs=40, reason=VERDICT_ONLY),
     Case(analysis="router_confidence", world="words", rows=beyond_words, quick=FEW, reason=RARE_WORDS),
     Case(analysis="expert_affinity", world="same words"),
     Case(analysis="repeat_choice", world="same words, no order", null=1.0),

@@ -59,6 +59,8 @@ class Plant:
 class World:
     """Standard deviations of what adds to the logits, and the rest of how runs are drawn."""
 
+    bias: float = 0.05
+    """Of the router, which moves choices and no weights."""
     skew: float = 0.5
     token: float = 1.0
     trend: float = 0.5
@@ -91,7 +93,7 @@ class World:
         )
         share = np.exp(frequency)
         return Fixed(
-            bias=rng.normal(0, 0.05, shape),
+            bias=rng.normal(0, self.bias, shape),
             skew=rng.normal(0, self.skew, shape),
             token=rng.normal(0, self.token, (spec.vocab_size, *shape)),
             trend=rng.normal(0, self.trend, shape),
