@@ -15,4 +15,5 @@ def test_writing_a_table_changes_nothing_else(tmp_path, monkeypatch):
     page.write_text("before\n<!-- null -->\nold\n<!-- end null -->\nafter <!-- power -->\n", encoding="utf-8")
     monkeypatch.setattr(tables, "PAGE", page)
     tables.write("null", ["| a |", "|---|"])
-    assert page.read_text(encoding="utf-8") == "before\n<!-- null -->\n\n| a |\n|---|\n\n<!-- end null -->\nafter <!-- power -->\n"
+    after = "before\n<!-- null -->\n\n| a |\n|---|\n\n<!-- end null -->\nafter <!-- power -->\n"
+    assert page.read_text(encoding="utf-8") == after
