@@ -51,7 +51,7 @@ class Case:
     """Of the analysis, instead of its defaults."""
     quick: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """More of them where only few runs can be afforded."""
-    quick_runs: int = 200
+    quick_runs: int = 100
     note: str = ""
     """What is special about the options."""
     pair: Literal["other problems", "same problems"] = "other problems"
@@ -79,7 +79,8 @@ class Case:
         return analysis.function([world.run(seed), other], **options)
 
 
-FEW = MappingProxyType({"draws": 50})
+FEW = MappingProxyType({"draws": 50, "permutations": 499})
+FEW_DRAWS = MappingProxyType({"draws": 50})
 MOMENTS = MappingProxyType({"permutations": 10**9})
 """More permutations than are ever drawn: every p is then from exact moments, as in large runs."""
 RARE_WORDS = (
@@ -114,18 +115,18 @@ def none(table: pd.DataFrame) -> pd.DataFrame:
 _CASES = (
     Case(analysis="label_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
     Case(analysis="label_specialisation", world="same words", quick=FEW),
-    Case(analysis="label_specialisation", world="words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
+    Case(analysis="label_specialisation", world="words", options=MOMENTS, note="moments", quick=FEW_DRAWS, reason=CAREFUL),
     Case(analysis="label_specialisation", world="labels in order", quick=FEW, wrong=IN_ORDER),
     Case(analysis="label_specialisation", world="labels in order, strong trend", quick=FEW, wrong=IN_ORDER),
     Case(analysis="family_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
     Case(analysis="family_specialisation", world="same words", quick=FEW),
-    Case(analysis="family_specialisation", world="same words", options=MOMENTS, note="moments", quick=FEW, reason=CAREFUL),
+    Case(analysis="family_specialisation", world="same words", options=MOMENTS, note="moments", quick=FEW_DRAWS, reason=CAREFUL),
     Case(analysis="correctness_specialisation", world="words", quick=FEW, reason=RARE_WORDS),
-    Case(analysis="step_similarity", world="words", rows=beyond_tokens, quick_runs=100),
-    Case(analysis="answer_prediction", world="longer is harder", quick_runs=40),
+    Case(analysis="step_similarity", world="words", rows=beyond_tokens, quick_runs=50),
+    Case(analysis="answer_prediction", world="longer is harder", quick_runs=20),
     Case(analysis="risk_difference", world="same words"),
-    Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=100),
-    Case(analysis="label_decoding", world="words", rows=none, quick_runs=20, reason=VERDICT_ONLY),
+    Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=50),
+    Case(analysis="label_decoding", world="words", rows=none, quick_runs=10, reason=VERDICT_ONLY),
     Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
     Case(analysis="vocabulary_specialisation", world="words do not route", rows=none, reason=VERDICT_ONLY),
     Case(analysis="token_overlap", world="words do not route", rows=none, reason=VERDICT_ONLY),
@@ -141,12 +142,12 @@ _CASES = (
     Case(analysis="layer_transition", world="loads"),
     Case(analysis="load_shift", world="words"),
     Case(analysis="load_shift", world="words", pair="same problems"),
-    Case(analysis="coactivation", world="even", quick_runs=100),
+    Case(analysis="coactivation", world="even", quick_runs=50),
     Case(
-        analysis="coactivation", world="loads", quick_runs=100,
+        analysis="coactivation", world="loads", quick_runs=50,
         wrong="independence inside and across groups is not exactly what a router makes of unequal loads",
     ),
-    Case(analysis="expert_clusters", world="words", quick_runs=40, reason=VERDICT_ONLY),
+    Case(analysis="expert_clusters", world="words", quick_runs=20, reason=VERDICT_ONLY),
 )  # fmt: skip
 CASES = tuple(case for case in _CASES if case.analysis in ANALYSES)
 
