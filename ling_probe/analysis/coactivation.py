@@ -88,9 +88,10 @@ def _layer_pairs(layer: int, blocks: Company, spec: ModelSpec) -> pd.DataFrame:
     company = blocks.with_totals()
     one, two = np.triu_indices(spec.n_experts, 1)
     count, expected = company.pairs[:, one, two], expected_pairs(company, spec)[:, one, two]
-    lift, difference = stats.log2_ratio(count, expected), count - expected
+    lift, difference = stats.log2_ratio(count, expected), (count - expected) / np.maximum(count.sum(axis=1, keepdims=True), 1)
     low, high, _ = stats.jackknife_interval(lift[0], lift[1:])
-    # The difference, unlike the lift, is as likely to err up as down where counts are small.
+    # The difference, unlike the lift, is as likely to err up as down where counts are small. It is taken per choice: a total
+    # shrinks with each block left out, and its jackknife would be too narrow by one block in all.
     _, _, p = stats.jackknife_interval(difference[0], difference[1:])
     tested = expected[0] >= LEAST_EXPECTED
     return pd.DataFrame(

@@ -146,7 +146,7 @@ def _held_out(
     count, expected = _seen_and_expected(whole)
     pmi = stats.log2_ratio(count, expected)
     low, high, _ = stats.jackknife_interval(pmi, stats.log2_ratio(*_seen_and_expected(without)))
-    _, _, p = stats.jackknife_interval(count - expected, np.subtract(*_seen_and_expected(without)))
+    _, _, p = stats.jackknife_interval(_excess(whole), _excess(without))
     tested = (expected >= LEAST_EXPECTED) & (n_blocks >= LEAST_UNITS)
     joint = np.maximum(count, 0.5) / (half.sum() * sample.expert_ids.shape[2])
     untested = {"ci_low": low, "ci_high": high, "p": p}
@@ -164,6 +164,11 @@ def _seen_and_expected(
 ) -> tuple[Float64[np.ndarray, "*B P"], Float64[np.ndarray, "*B P"]]:
     chosen, load, of_name, tokens = totals
     return chosen, of_name * load / np.maximum(tokens, 1)
+
+
+def _excess(totals: Float64[np.ndarray, "4 *B P"]) -> Float64[np.ndarray, "*B P"]:
+    """Choices beyond the expected, as a share of all tokens: a total shrinks with each block left out."""
+    return np.subtract(*_seen_and_expected(totals)) / np.maximum(totals[3], 1)
 
 
 def _pair_counts(

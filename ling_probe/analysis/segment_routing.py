@@ -63,12 +63,13 @@ def segment_routing(
     for batch in run.batches():
         counted = np.flatnonzero(segment_mask(batch, segments) & (unit[batch.sequence] >= 0))
         owner = unit[batch.sequence[counted]]
-        orders = (np.arange(len(counted)), np.lexsort((rng.random(len(counted)), owner)))
         for place, length in enumerate(LENGTHS):
             rows, owners = _stretches(owner, length)
+            # Only tokens of whole stretches: what is left over, the end of a sequence, is routed in its own way.
+            mixed = rows.ravel()[np.lexsort((rng.random(rows.size), np.repeat(owners, length)))].reshape(rows.shape)
             for row in range(run.spec.n_rows if len(rows) else 0):
                 ids = batch.expert_ids[counted, row]
-                scores = [best_set_f1(ids[order][rows].reshape(len(rows), -1), length) for order in orders]
+                scores = [best_set_f1(ids[order].reshape(len(rows), -1), length) for order in (rows, mixed)]
                 np.add.at(totals[:, place, row], owners, np.column_stack([*scores, np.ones(len(rows))]))
     return _table(run, totals, stats.bootstrap_weights(len(chosen), draws=draws, seed=seed)).assign(seed=seed)
 

@@ -127,7 +127,7 @@ def _transition(sample: Sample, row: int, n_experts: int) -> pd.DataFrame:
     count, expected = true.sum(axis=0), token.sum(axis=0)
     ratio = stats.log2_ratio(count, expected)
     low, high, _ = stats.jackknife_interval(ratio, stats.log2_ratio(count - true, expected - token))
-    _, _, p = stats.jackknife_interval(count - expected, (count - true) - (expected - token))
+    _, _, p = stats.jackknife_interval(_excess(count, expected), _excess(count - true, expected - token))
     tested = expected >= LEAST_EXPECTED
     chosen = count.sum(axis=1) / sample.one.shape[-1]
     expert, following = (each.ravel() for each in np.indices(count.shape))
@@ -142,6 +142,11 @@ def _transition(sample: Sample, row: int, n_experts: int) -> pd.DataFrame:
         **_information(true, token),
     }
     return pd.DataFrame(columns)
+
+
+def _excess(count: Float64[np.ndarray, "*J E E"], expected: Float64[np.ndarray, "*J E E"]) -> Float64[np.ndarray, "*J E E"]:
+    """Tokens that chose both beyond the expected, as a share of all counted: a total shrinks with each block left out."""
+    return (count - expected) / np.maximum(count.sum(axis=(-2, -1), keepdims=True), 1)
 
 
 def _joint(
