@@ -47,7 +47,7 @@ LIMITS = (
     "A preference is not a cause. Whether the model needs an expert for a kind of step shows once it is excluded or silenced.",
     "Tokens that occur under one label alone cannot tell meaning from wording; they count as wording.",
     "Steps are found and labelled by rule. Another way to cut the text can give other labels and other effects.",
-    "Steps that differ in their place in the solution or in their length may differ in routing for that reason.",
+    "Steps are compared in the same third of a solution; inside it place and length may still differ, and routing with them.",
     "Intervals speak of other problems like these, not of other benchmarks or other models.",
     "Expert numbers mean nothing across layers: expert 3 of one layer and of the next are unrelated.",
     "Texts the model did not write itself (given solutions) are routed as read, which need not be as written.",

@@ -10,6 +10,7 @@ from test_modeling import with_next_token_layer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ling_probe import cli
+from ling_probe.cli.options import CacheDtypeName
 from ling_probe.cost import NUMBER_BYTES, PRESETS, cost, read_config
 from ling_probe.errors import CheckpointError, ConfigError, UsageError
 from ling_probe.model import LingConfig, LingForCausalLM
@@ -203,7 +204,7 @@ def test_the_cache_follows_the_number_type():
     config = variant("ling-tiny")
     sizes = {name: cost(config, number_bytes=size).cache_bytes_per_token for name, size in NUMBER_BYTES.items()}
     assert sizes == {"float32": 2560, "bfloat16": 1280, "float16": 1280, "float8": 640}
-    assert set(sizes) == {name.value for name in cli.CacheDtypeName}
+    assert set(sizes) == {name.value for name in CacheDtypeName}
 
 
 def test_no_context_is_refused():

@@ -229,7 +229,7 @@ def test_changed_routing_and_open_runs_are_marked(make_run, tmp_path):
 
 
 def test_what_cannot_be_reported_is_refused_before_anything_is_written(run, make_run, tmp_path):
-    with pytest.raises(UsageError, match='no analysis "astrology"; these there are: label_specialisation, '):
+    with pytest.raises(UsageError, match='no analysis "astrology"; these there are: routing_information, '):
         write_report(run, tmp_path / "report", analyses=["astrology"])
     with pytest.raises(UsageError, match="holds no sequences yet"):
         write_report(make_run(0), tmp_path / "report")

@@ -5,7 +5,7 @@ import pytest
 from synthetic import Effects, Planted, synthetic_run
 
 from ling_probe.analysis import ANALYSES, Verdict, step_similarity
-from ling_probe.analysis.classified import classified_steps, expected_choices
+from ling_probe.analysis.classified import PLACES, classified_steps, expected_choices
 from ling_probe.analysis.similarity import _Sample
 from ling_probe.charts import FIGURES
 from ling_probe.errors import UsageError
@@ -29,7 +29,7 @@ def by_hand(run, layer, level):
     found = {True: [], False: []}
     for one, other in combinations(range(len(profiles)), 2):
         same_problem = steps.sequence[one] == steps.sequence[other]
-        if steps.stratum[one] != steps.stratum[other] or same_problem != (level == "problem"):
+        if steps.stratum[one] // PLACES != steps.stratum[other] // PLACES or same_problem != (level == "problem"):
             continue
         if level == "position" and place[one] != place[other]:
             continue

@@ -100,7 +100,7 @@ def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
     best = first["specialised"][0]
     st.text(
         f"Look first at layer {best['layer']}, expert {best['expert']}: steps labelled “{best['label']}” choose it "
-        f"{times(best['log2_ratio'])} as often as the same words do in other steps of their family. "
+        f"{times(best['log2_ratio'])} as often as the same words do in other steps at the same place. "
         "The problem with most such steps shows it."
     )
     there = link(problem=opened.example(source, best["label"]), layer=best["layer"], expert=best["expert"])

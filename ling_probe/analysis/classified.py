@@ -18,6 +18,8 @@ from ling_probe.run import Run, TokenBatch
 REASONING = ("reasoning",)
 COMPLETION = ("reasoning", "answer")
 RIGHT, WRONG = "right", "wrong"
+PLACES = 3
+"""Parts of a solution, by the number of its steps; what a token makes of it may differ between them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Classified:
     sequence: Integer[np.ndarray, " O"]
     """Its sequence, in ascending order."""
     stratum: Integer[np.ndarray, " O"]
-    """Steps and answers are compared inside their family only; families are all in one stratum."""
+    """Steps are compared inside their family and part of the solution, answers inside their family, families all with all."""
     owner: Owner
     """Maps tokens to steps or sequences."""
     n_tokens: Float64[np.ndarray, " O"]
@@ -181,7 +183,9 @@ def classified_steps(run: Run) -> Classified:
         return np.where(counted, first[batch.sequence] + batch.step, -1)
 
     names, codes = np.unique(steps["label"].to_numpy(dtype=str), return_inverse=True)
-    return _classified(run, "label", names, codes, sequence, families(run)[1][sequence], owner)
+    # Labels keep their place in a solution, and routing drifts along it: without this, drift would pass for preference.
+    place = PLACES * steps["step"].to_numpy() // np.bincount(sequence, minlength=len(run.sequences))[sequence]
+    return _classified(run, "label", names, codes, sequence, families(run)[1][sequence] * PLACES + place, owner)
 
 
 def classified_families(run: Run) -> Classified:

@@ -24,7 +24,17 @@ from jaxtyping import Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.counting import require_sequences, segment_mask
-from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, fold, fold_interval, judge_cells, surest_first
+from ling_probe.analysis.question import (
+    DISCOVERY,
+    Analysis,
+    Finding,
+    Verdict,
+    fold,
+    fold_interval,
+    judge_cells,
+    sure_effect,
+    surest_first,
+)
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
 
@@ -225,12 +235,14 @@ def quasi_independent(sums: Float64[np.ndarray, "*rest N"]) -> Float64[np.ndarra
 
 def _finding(table: pd.DataFrame) -> Finding:
     found = table[table["q"] < DISCOVERY]
-    more = int((found["lift"] > 0).sum())
+    more, far = int((found["lift"] > 0).sum()), int((sure_effect(found) > LEAST_EFFECT).sum())
     tested = (
         f"Of {table['p'].count():,} tested pairs {more:,} are chosen together more often than groups and loads "
-        f"explain, and {len(found) - more:,} less often (q below 0.05)"
+        f"explain, and {len(found) - more:,} less often (q below 0.05), {far:,} of them surely by half or more"
     )
     verdict = judge_cells(table, least=LEAST_EFFECT)
+    # Under uneven loads the null is not exact: a lift must be larger than what that makes.
+    verdict = Verdict.CANNOT_TELL if verdict is Verdict.SUPPORTED and not far else verdict
     if found.empty:
         return Finding(sentence=f"{tested}.", verdict=verdict, rung=0)
     row = surest_first(found).iloc[0]
@@ -250,7 +262,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 
 LEAST_EFFECT = 0.585
-"""Log2 lift below which company is not worth having: one and a half times as often."""
+"""Log2 lift below which company is not worth having: one and a half times as often. Uneven loads alone make up to 0.2."""
 
 COACTIVATION = Analysis(
     function=coactivation,

@@ -33,7 +33,7 @@ from ling_probe.run import Run
 
 LEAST_EFFECT = 1.0
 """Bits of PMI worth having: twice as often."""
-LEAST_EXPECTED = 5.0
+LEAST_EXPECTED = 10.0
 """A pair expected less often on the held-out half is too rare to test."""
 
 
@@ -45,7 +45,7 @@ def enrichment(
     One row a layer, expert and `kind` ("token", "label") and `name`, `top` of each kind. On the held-out half: `count` tokens
     of the name that chose the expert and `expected` from its load; `pmi` in bits, half a token added to both; `ci_low` and
     `ci_high` its 95 % interval and `p`, from a jackknife over blocks of sequences; `q` corrected over the tested rows of its
-    kind (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. Pairs expected fewer than 5 times,
+    kind (Benjamini-Hochberg); `npmi` PMI over its greatest value, -log2 p(x, e), at most 1. Pairs expected fewer than 10 times,
     and those of fewer than 10 held-out sequences, have no interval and no p. `pmi_found` on the half that chose is too high;
     `best_of_noise` is what the expert's best would read there if names were dealt at random (mean over experts).
 

@@ -24,7 +24,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Float64, Integer
 
 from ling_probe import stats
-from ling_probe.analysis.classified import Classified, classified_steps, expected_choices
+from ling_probe.analysis.classified import PLACES, Classified, classified_steps, expected_choices
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
 from ling_probe.run import Run, TokenBatch
 
@@ -111,7 +111,7 @@ class _Sample:
         rows = held[np.isin(steps.sequence[held], drawn)]
         first = np.searchsorted(steps.sequence, steps.sequence[rows])
         problem = np.unique(steps.sequence[rows], return_inverse=True)[1]
-        return cls(rows, steps.codes[rows], problem, steps.stratum[rows], rows - first)
+        return cls(rows, steps.codes[rows], problem, steps.stratum[rows] // PLACES, rows - first)
 
     def compare(
         self,

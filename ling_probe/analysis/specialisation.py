@@ -2,20 +2,22 @@
 
 For each layer and class of text (a step label, a problem family, wrong answers):
 
-1. sort tokens into classes by token id, for labels and answers in each family by itself;
+1. sort tokens into classes by token id, for answers in each family by itself, for labels also in each third of the solution;
 2. expect of every step what its tokens alone would choose: the expert's rate in each token class, over the whole run;
 3. take the difference, chosen minus expected, summed over each whole step (or sequence);
 4. for step labels, also take out what the problem as a whole does, in proportion to the length of its steps;
 5. sum over the steps (sequences) of the class, and compare with the same sum after shuffling labels over whole steps inside
    each problem (families over sequences, answers over the sequences of a family), tokens and routing fixed: drawn in small
    runs, from the exact moments of all shuffles in large ones and wherever a p is near the floor of drawn ones;
-6. for the effect, compare the expert's rate in the class with its rate in the other steps of the same family of problems (in a
-   family with that in the others), both sides weighted to the same words in the same proportions;
+6. for the effect, compare the expert's rate in the class with its rate in the other steps of the same family of problems and
+   the same third of the solution (in a family with that in the others), both sides weighted to the same words in the same
+   proportions;
 7. pick rows on one half of the problems, by their corrected p there, and measure and test them again on the other.
 
-What a test rejects: that labels (families, answers) are exchangeable given the tokens, their routing and the problem. Steps
-that differ because they stand early or late in a solution, or in their length, are not exchangeable either; neither is a
-family that differs in format. Tokens that occur in one class alone say nothing: their meaning and their form cannot be told
+What a test rejects: that labels (families, answers) are exchangeable given the tokens, their third of the solution, their
+routing and the problem. Without the thirds, routing that drifts along a solution whose labels keep their place passed for
+preference in nearly every run. Steps that differ in their length are not exchangeable; neither is a family that differs in
+format. Tokens that occur in one class alone say nothing: their meaning and their form cannot be told
 apart. A preference is not a cause: see `causal`.
 """
 
@@ -43,12 +45,13 @@ def label_specialisation(run: Run, *, permutations: int = 1999, draws: int = 100
     """Which experts prefer which kind of reasoning step, beside what its tokens alone would make of it.
 
     One row a layer, expert and label. `tokens` of the label, the expert's share of the choices there (`share_in`) and in other
-    steps (`share_out`). `raw_log2_ratio` compares with its rate in other steps of the same family: "specialised by word" counts
-    in it. `log2_ratio`, the effect, compares with how often the same words choose it there: what is left is specialised by the
-    step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences (in bundles, beyond 400), weights of words held
-    fixed; `overlap` is the weight of the label's tokens in that comparison over their number; below a tenth there is no effect
-    and no test. `p` is two-sided from whole-step permutation inside each problem. `permutations` says how many were drawn; 0
-    is a p from the exact moments of all of them. `q` corrects over all tested rows (Benjamini-Hochberg).
+    steps (`share_out`). `raw_log2_ratio` compares with its rate in other steps of the same family and third of the solution:
+    "specialised by word" counts in it. `log2_ratio`, the effect, compares with how often the same words choose it there: what
+    is left is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences (in bundles,
+    beyond 400), weights of words held fixed; `overlap` is the weight of the label's tokens in that comparison over their
+    number; below a tenth there is no effect and no test. `p` is two-sided from whole-step permutation inside each problem.
+    `permutations` says how many were drawn; 0 is a p from the exact moments of all of them. `q` corrects over all tested rows
+    (Benjamini-Hochberg).
 
     Replication: rows with `picked_q` (q in the first half of the problems, drawn at random) below 0.05 have their effect there
     (`picked_log2_ratio`, `picked_low`, `picked_high`) and on the other half (`held_out_log2_ratio`, `held_out_low`,
@@ -300,7 +303,7 @@ def held_out(rows: pd.DataFrame) -> pd.DataFrame:
 LEAST_EFFECT = 0.585
 """Log2 ratio below which a preference is not worth having: one and a half times as often."""
 _WORDS = {
-    "label": ("preference for a label", "{} steps", "other steps of the same family"),
+    "label": ("preference for a label", "{} steps", "other steps at the same place"),
     "family": ("preference for a family", "{} problems", "other families"),
     "answer": ("preference for right or wrong solutions", "{} solutions", "right ones of the same family"),
 }
@@ -341,11 +344,12 @@ def _finding(table: pd.DataFrame) -> Finding:
 LABEL_SPECIALISATION = Analysis(
     function=label_specialisation,
     question="Which experts prefer which kind of reasoning step?",
-    claim="Some expert prefers a kind of step beyond its words.",
+    claim="Some expert prefers a kind of step beyond its words and place.",
     method=(
-        "Choices over what the same tokens would choose in other steps of the same family, log2. Null: labels shuffled over "
-        "whole steps inside each problem; p corrected over all layers, experts and labels (Benjamini-Hochberg); intervals from "
-        "a bootstrap over sequences. Picked on a random half of the problems, measured on the other."
+        "Choices over what the same tokens choose in other steps of the family in the same third of the solution, log2. Null: "
+        "labels shuffled over whole steps inside each problem; p corrected over all layers, experts and labels "
+        "(Benjamini-Hochberg); intervals from a bootstrap over sequences. Picked on a random half of the problems, measured on "
+        "the other."
     ),
     order=surest_first,
     finding=_finding,

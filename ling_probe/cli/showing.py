@@ -81,7 +81,7 @@ def print_headline(first: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     out.print(
-        "most specialised experts (choices in steps of a kind, over those of the same words in other steps of the family)",
+        "most specialised experts (choices in steps of a kind, over those of the same words in other steps at the same place)",
         soft_wrap=True,
     )
     for row in first["specialised"]:
