@@ -60,7 +60,7 @@ def lines_at_no_effect(figure) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic_run(tmp_path_factory.mktemp("charts") / "run", 40, planted=Planted(2, 5, "multiply"))
+    return synthetic_run(tmp_path_factory.mktemp("charts") / "run", 120, planted=Planted(2, 5, "multiply", 4.0))
 
 
 @pytest.fixture(scope="module")

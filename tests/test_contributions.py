@@ -207,7 +207,7 @@ def test_labels_that_differ_in_words_alone_do_not_differ_in_share(tmp_path):
             scale = by_word[trace.token_ids] * problem[trace.meta["number"]]
             return {"shared": extras["shared"] * scale[:, None]}
 
-        run = run_with(tmp_path / f"{seed}", 20, seed=seed, effects=words, change=follow)
+        run = run_with(tmp_path / f"{seed}", 60, seed=seed, effects=words, change=follow)
         table = shared_share(run, draws=50, seed=seed)
         tested = table[(table["kind"] == "label") & (table["layer"] == 1)]
         p += tested["p"].tolist()
