@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from synthetic import Effects, Planted, synthetic_run
 
+from ling_probe import stats
 from ling_probe.analysis import ANALYSES, Verdict, step_similarity
 from ling_probe.analysis.classified import PLACES, classified_steps, expected_choices
 from ling_probe.analysis.similarity import _Sample
@@ -106,3 +107,10 @@ def test_what_tokens_make_of_it_comes_from_the_drawn_problems(make_run, monkeypa
     table = step_similarity(run, permutations=2, draws=2, seed=1)
     assert table["problems"].unique().tolist() == [12]
     assert table["gap"].notna().all()
+
+
+def test_levels_beyond_the_tokens_are_corrected_by_themselves(planted):
+    table = step_similarity(planted, permutations=99, draws=2)
+    for strict in (True, False):
+        rows = table[table["level"].isin(["token", "position", "problem"]) == strict]
+        assert rows["q"].to_numpy() == pytest.approx(stats.benjamini_hochberg(rows["p"].to_numpy()))
