@@ -48,8 +48,8 @@ def answer_prediction(run: Run, *, draws: int = 1000, swaps: int = 1999, seed: i
     """How well right and wrong solutions of the same family can be told apart, on solutions that the decoder has not seen.
 
     One row a decoder: `features`, `auroc` (0.5 is chance) with its 95 % bootstrap interval over solutions, and for the last
-    one, `gain` over length, loss and words alone with its interval and `p` from swapping the two scores of a solution at random
-    (Bandos et al. 2005); `right` and `wrong` solutions compared, drawn where there are many.
+    one, `gain` over length, loss and words alone with its interval and `p`, one-sided, from swapping the two scores of a
+    solution at random (Bandos et al. 2005); `right` and `wrong` solutions compared, drawn where there are many.
 
     Args:
         run: A run with right and wrong answers.
@@ -172,9 +172,10 @@ def _swapped_p(
         mine, theirs = np.where(swap, second, first), np.where(swap, first, second)
         return float((_auroc(mine, wrong, family, even) - _auroc(theirs, wrong, family, even))[0])
 
-    observed = abs(gap(np.zeros(len(wrong), dtype=bool)))
+    # One-sided: what knows nothing makes a decoder worse, and that is no finding.
+    observed = gap(np.zeros(len(wrong), dtype=bool))
     rng = np.random.default_rng(seed)
-    exceeding = sum(abs(gap(rng.random(len(wrong)) < 0.5)) >= observed - 1e-12 for _ in range(swaps))
+    exceeding = sum(gap(rng.random(len(wrong)) < 0.5) >= observed - 1e-12 for _ in range(swaps))
     return float(stats.permutation_p(np.array(exceeding), swaps))
 
 
@@ -187,8 +188,6 @@ def _finding(table: pd.DataFrame) -> Finding:
     told = dict(zip(table["features"], table["auroc"].to_numpy(dtype=float), strict=True))
     row = table.iloc[-1]
     verdict = judge(row["gain_low"], row["gain_high"], q=row["q"], least=LEAST_GAIN)
-    if verdict is Verdict.SUPPORTED and row["gain"] < 0:
-        verdict = Verdict.NOT_SUPPORTED
     return Finding(
         sentence=(
             f"{row['wrong']} wrong against {row['right']} right solutions: routing alone tells them apart with an AUROC of "
