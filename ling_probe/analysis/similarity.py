@@ -39,7 +39,7 @@ LEAST_GAP = 0.02
 """Difference of mean cosines that is not worth having."""
 
 
-def step_similarity(run: Run, *, permutations: int = 499, draws: int = 500, seed: int = 0) -> pd.DataFrame:
+def step_similarity(run: Run, *, permutations: int = 299, draws: int = 500, seed: int = 0) -> pd.DataFrame:
     """How much more alike steps of the same label are routed than steps of different labels of the family.
 
     One row a layer and level (see above): `same` and `different`, the mean cosines of the two kinds of pair, `gap` their
