@@ -10,7 +10,7 @@ from synthetic import Effects, Planted
 from ling_probe import metrics, stats
 from ling_probe.analysis import ANALYSES, Verdict, load_shift
 from ling_probe.analysis.contrast import LoadContrast, count_layers
-from ling_probe.analysis.counting import sequence_owner
+from ling_probe.analysis.counting import segment_mask
 
 PLANTS = tuple(Planted(2, 5, family, 2.0) for family in ("arithmetic", "deduction", "causal"))
 DEPENDENT = Effects(token=1.0, step=0.5, sequence=0.5)
@@ -134,7 +134,7 @@ def test_a_ratio_interval_covers_the_truth(tmp_path):
 
 def test_all_layers_in_one_pass_count_as_layer_by_layer(make_run):
     run = make_run(12, parts=3)
-    counts = count_layers(run, sequence_owner(["reasoning"]), 12)
+    counts = count_layers(run, lambda batch: np.where(segment_mask(batch, ["reasoning"]), batch.sequence, -1), 12)
     for row in range(3):
         slow = np.zeros((12, 16), int)
         for batch in run.batches():

@@ -6,7 +6,7 @@ One layer is read at a time, so memory holds owners by experts of one layer, wha
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer
+from jaxtyping import Bool, Float, Integer
 from scipy import sparse
 
 from ling_probe.errors import UsageError
@@ -41,11 +41,6 @@ def segment_mask(batch: TokenBatch, segments: Sequence[str] | None) -> Bool[np.n
     return np.isin(batch.segment, [SEGMENTS.index(name) for name in segments])
 
 
-def sequence_owner(segments: Sequence[str] | None = None) -> Owner:
-    """Count a token for its sequence."""
-    return lambda batch: np.where(segment_mask(batch, segments), batch.sequence, -1)
-
-
 def count_choices(run: Run, layer: int, owner: Owner, n_owners: int) -> Integer[np.ndarray, "O E"]:
     """How often the tokens of each owner chose each expert of a layer."""
     counts = np.zeros(n_owners * run.spec.n_experts, dtype=np.int64)
@@ -55,18 +50,6 @@ def count_choices(run: Run, layer: int, owner: Owner, n_owners: int) -> Integer[
         cells = owners[kept, None].astype(np.int64) * run.spec.n_experts + batch.expert_ids[kept, 0]
         counts += np.bincount(cells.ravel(), minlength=len(counts))
     return counts.reshape(n_owners, run.spec.n_experts)
-
-
-def sum_weights(run: Run, layer: int, owner: Owner) -> Float64[np.ndarray, " E"]:
-    """Total routing weight each expert of a layer received from the tokens that have an owner."""
-    total = np.zeros(run.spec.n_experts)
-    for batch in run.batches(layers=[layer], weights=True):
-        assert batch.weights is not None
-        kept = owner(batch) >= 0
-        total += np.bincount(
-            batch.expert_ids[kept, 0].ravel(), weights=batch.weights[kept, 0].ravel(), minlength=run.spec.n_experts
-        )
-    return total
 
 
 def sum_by(values: Float[np.ndarray, "O C"], owner: Integer[np.ndarray, " O"], n_owners: int) -> Float[np.ndarray, "N C"]:

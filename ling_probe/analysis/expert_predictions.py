@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Integer
 
-from ling_probe import stats
-from ling_probe.analysis.prediction import BIGRAM, LOAD, TOKEN, known_classes, predictions, split_tokens
+from ling_probe.analysis.prediction import BIGRAM, LOAD, TOKEN, held_out_tokens, known_classes, predictions
 from ling_probe.analysis.question import Analysis, Finding, judge_gain, percent
-from ling_probe.analysis.sample import interval_text, numbered, resampled_interval, sample_tokens, two_halves
+from ling_probe.analysis.sample import interval_text, resampled_interval, sample_tokens
 from ling_probe.run import Run
 
 LEAST_CHOSEN = 20
@@ -38,12 +37,7 @@ def expert_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, draw
         seed: Of halves, samples and everything drawn.
     """
     sample = sample_tokens(run, most=most, seed=seed)
-    first, rng = two_halves(sample.sequence, seed=seed), np.random.default_rng(seed)
-    splits = [split_tokens(sample, ~half, half, tested, rng) for half in (first, ~first)]
-    rows = np.concatenate([split.test for split in splits])
-    unit = numbered(sample.sequence[rows])
-    bundle = stats.bundles(int(unit.max()) + 1, seed=seed)[unit]
-    weights = stats.bootstrap_weights(int(bundle.max()) + 1, draws=draws, seed=seed)
+    splits, bundle, weights = held_out_tokens(sample, tested, draws=draws, seed=seed)
     classes, tables = known_classes(run, sample), []
     for place, layer in enumerate(sample.layers):
         found = [dict(predictions(sample, place, split, classes)) for split in splits]
@@ -52,7 +46,7 @@ def expert_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, draw
         tables.append(pd.concat(_by_expert(whole, chosen, bundle, weights)).assign(layer=layer))
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "layer", table.pop("layer"))
-    return table.assign(tested=len(rows), tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
+    return table.assign(tested=len(bundle), tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
 
 
 def _by_expert(

@@ -64,28 +64,17 @@ def routing_prediction(run: Run, *, tested: int = 2000, most: int = 100_000, dra
         seed: Of halves, samples and everything drawn.
     """
     sample = sample_tokens(run, most=most, seed=seed)
-    first, rng = two_halves(sample.sequence, seed=seed), np.random.default_rng(seed)
-    splits = [split_tokens(sample, ~half, half, tested, rng) for half in (first, ~first)]
-    rows = np.concatenate([split.test for split in splits])
-    unit = numbered(sample.sequence[rows])
-    bundle = stats.bundles(int(unit.max()) + 1, seed=seed)[unit]
-    weights = stats.bootstrap_weights(int(bundle.max()) + 1, draws=draws, seed=seed)
+    splits, bundle, weights = held_out_tokens(sample, tested, draws=draws, seed=seed)
     classes, tables = known_classes(run, sample), []
     for place, layer in enumerate(sample.layers):
-        scores = [
-            {
-                known: _scored(found, sample.take(split.test, place))
-                for known, found in predictions(sample, place, split, classes)
-            }
-            for split in splits
-        ]
+        scores = [dict(_scores(sample, place, split, classes)) for split in splits]
         whole = {known: np.concatenate([each[known] for each in scores]) for known in scores[0]}
         tables.append(_layer_table(whole, bundle, weights).assign(layer=layer))
     table = pd.concat(tables, ignore_index=True)
     seen = {known: _seen(splits, codes) for known, (codes, _) in classes.items()}
     table["seen"] = table["known"].map(seen).fillna(1.0)
     table.insert(0, "layer", table.pop("layer"))
-    return table.assign(tested=len(rows), tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
+    return table.assign(tested=len(bundle), tokens=sample.n_tokens, sequences=sample.n_sequences, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +84,17 @@ class Split:
     train: Bool[np.ndarray, " N"]
     fitted: Integer[np.ndarray, " F"]
     test: Integer[np.ndarray, " T"]
+
+
+def held_out_tokens(
+    sample: TokenSample, tested: int, *, draws: int, seed: int
+) -> tuple[list[Split], Integer[np.ndarray, " T"], Float64[np.ndarray, "B U"]]:
+    """Both halves in turn held out, the bundle of sequences of each tested token, and how often samples hold each bundle."""
+    first, rng = two_halves(sample.sequence, seed=seed), np.random.default_rng(seed)
+    splits = [split_tokens(sample, ~half, half, tested, rng) for half in (first, ~first)]
+    unit = numbered(sample.sequence[np.concatenate([split.test for split in splits])])
+    bundle = stats.bundles(int(unit.max()) + 1, seed=seed)[unit]
+    return splits, bundle, stats.bootstrap_weights(int(bundle.max()) + 1, draws=draws, seed=seed)
 
 
 def split_tokens(
