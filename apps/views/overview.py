@@ -4,9 +4,9 @@ from typing import Any
 
 import opened
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 from address import complete
+from exhibit import figure, heading, refusal
 from page_html import block, element, facts, table
 
 from ling_probe import charts
@@ -62,14 +62,13 @@ def show_verification(verification: dict[str, Any]) -> None:
     )
 
 
-def show_chart(name: str, answer: pd.DataFrame | UsageError, figure: go.Figure | None) -> None:
-    question, method = ANALYSES[name].question, ANALYSES[name].method
-    st.html(block(element("h2", question), element("p", method, class_="soft")))
-    if figure is None:
-        st.text(f"Not applicable: {answer}.")
+def show_chart(name: str, answer: pd.DataFrame | UsageError, run: Run) -> None:
+    heading(ANALYSES[name].question, ANALYSES[name].method)
+    if isinstance(answer, UsageError):
+        refusal(answer)
         return
-    plain = figure.update_layout(title_text="", margin_t=30).update_yaxes(title_standoff=12)
-    st.plotly_chart(plain, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key=f"chart-{name}")
+    for drawn in charts.FIGURES[name](answer, run.spec):
+        figure(drawn, name=name, question=ANALYSES[name].question)
 
 
 def card(row: dict[str, Any]) -> str:
@@ -130,12 +129,8 @@ def overview(source: opened.Source) -> None:
         show_answers(first)
     with right:
         show_verification(first["verification"])
-    for name, draw in (
-        ("load_balance", charts.balance_lines),
-        ("expert_load", lambda answer: charts.load_heatmap(answer, group_size=run.spec.group_size)),
-    ):
-        answer = opened.table(source, name)
-        show_chart(name, answer, None if isinstance(answer, UsageError) else draw(answer))
+    for name in ("load_balance", "expert_load"):
+        show_chart(name, opened.table(source, name), run)
     with specialised:
         show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
 

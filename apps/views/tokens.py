@@ -6,11 +6,12 @@ import opened
 import pandas as pd
 import streamlit as st
 from address import choose, chosen, complete, put
+from exhibit import figure
 from page_html import block, element, facts, markdown, table, token, verdict
 from streamlit.delta_generator import DeltaGenerator
 from token_strip import token_strip
 
-from ling_probe import charts, token_view
+from ling_probe import token_view
 from ling_probe.run import Run
 
 # Comments, for Streamlit would print a string that stands alone.
@@ -119,9 +120,8 @@ def show_pinned(source: opened.Source, sequence: int, layer: int, position: int)
     }
     heading = f"<h2>Token {token(row['token'])} at position {position}, through all layers</h2>"
     st.html(block(heading, facts(values)))
-    figure = token_view.layers_figure(rows)
     question = f"Experts and weights of the token at position {position} in every layer"
-    st.plotly_chart(figure, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key="chart-layers")
+    figure(token_view.layers_figure(rows), name="layers", question=question)
     ranks = [f"{place}." for place in range(1, rows["rank"].nunique() + 1)]
     lines = [
         [each, *(f"{choice.expert} ({choice.weight:.3f})" for choice in choices.itertuples())]

@@ -1,129 +1,14 @@
-"""The explorer as a reader meets it: the real server in a headless Chromium.
-
-Screenshots go to the folder that LING_PROBE_SCREENSHOTS names, if it names one.
-"""
-
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
-from urllib.request import urlopen
+"""The explorer as a reader meets it: the real server in a headless Chromium."""
 
 import numpy as np
 import pytest
-from hostile import TEXTS, hostile_run
-from synthetic import Planted, synthetic_run
+from browsing import NEEDS_CHROMIUM, address, settle, shoot
+from hostile import TEXTS
 
 from ling_probe.run import Run
 from ling_probe.token_view import leading_experts, problem_table, token_layers, token_table
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-EXPLORER = Path(__file__).parents[2] / "apps/explorer.py"
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-# Where every change is tested a missing browser is a failure and no skip.
-ABSENT = CHROMIUM is None and not os.environ.get("CI")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(ABSENT, reason="chromium not installed")]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    planted = Planted(2, 5, "add", boost=5.0)
-    synthetic_run(folder / "planted", 60, planted=planted, labels={"a": ("add", "take"), "b": ("add", "turn")}, parts=3)
-    hostile_run(folder / "hostile")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(runs):
-    """Address of an explorer on the runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--server.address", "127.0.0.1", "--server.port", str(port), "--server.headless", "true"]
-    command = [sys.executable, "-m", "streamlit", "run", str(EXPLORER), *options, "--browser.gatherUsageStats", "false"]
-    process = subprocess.Popen([*command, "--", str(runs)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/_stcore/health", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-def wait_for(address, process) -> None:
-    for _ in range(300):
-        assert process.poll() is None, "the server ended"
-        try:
-            with urlopen(address, timeout=1) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(address)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(chromium):
-    """Open tabs whose console must stay without errors."""
-    troubles, opened = [], []
-
-    def listen(message) -> None:
-        # Streamlit asks beside the page first when its address has a path, and then at the root.
-        expected = "/tokens/_stcore/" in message.location["url"]
-        if message.type == "error" and not expected:
-            troubles.append(message.text)
-
-    def make(width=1280, height=900, scheme="light"):
-        page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.set_default_timeout(60_000)
-        page.on("console", listen)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        opened.append(page)
-        return page
-
-    yield make
-    for page in opened:
-        page.close()
-    assert troubles == []
-
-
-def settle(page) -> None:
-    """Wait until the script has run and its charts are drawn."""
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-    page.wait_for_timeout(500)
-
-
-def shoot(page, name) -> None:
-    """Save the whole page, which scrolls inside the window."""
-    if not (folder := os.environ.get("LING_PROBE_SCREENSHOTS")):
-        return
-    size = page.viewport_size
-    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-    page.set_viewport_size({"width": size["width"], "height": max(size["height"], height + 20)})
-    settle(page)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=Path(folder) / f"{name}.png")
-    page.set_viewport_size(size)
-
-
-def address(page) -> dict[str, str]:
-    return {name: value for name, (value,) in parse_qs(urlsplit(page.url).query).items()}
+pytestmark = NEEDS_CHROMIUM
 
 
 def token(page, position):

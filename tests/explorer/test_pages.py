@@ -1,90 +1,20 @@
 """The pages in Streamlit's own test harness; `browser/` drives them in Chromium."""
 
-import base64
-import json
 import re
-import sys
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from hostile import TEXTS, hostile_run
-from streamlit.testing.v1 import AppTest
-from synthetic import Planted, synthetic_run
+from exploring import chart, choose, error, page_text, press, strip, values
+from hostile import TEXTS
+from synthetic import synthetic_run
 
 from ling_probe.analysis import expert_load, label_specialisation, load_balance
 from ling_probe.report import headline
 from ling_probe.run import Run
 from ling_probe.token_view import problem_table, token_layers, token_table
-
-APPS = Path(__file__).parents[1] / "apps"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with a run that has an effect to find, one without, and one whose texts attack."""
-    folder = tmp_path_factory.mktemp("runs")
-    planted = Planted(2, 5, "add", boost=5.0)
-    synthetic_run(folder / "planted", 60, planted=planted, labels={"a": ("add", "take"), "b": ("add", "turn")}, parts=3)
-    synthetic_run(folder / "null", 9, seed=3)
-    hostile_run(folder / "hostile")
-    return folder
-
-
-@pytest.fixture
-def visit(runs, monkeypatch):
-    """Open a page of the explorer on a folder, with an address."""
-
-    def opened(page="overview", *, folder=runs, **address):
-        monkeypatch.setattr(sys, "argv", ["explorer.py", str(folder)])
-        app = AppTest.from_file(str(APPS / "explorer.py"), default_timeout=60)
-        if page != "overview":
-            app.query_params["run"] = address.get("run", "null")
-            app.run()
-            app.switch_page(f"views/{page}.py")
-        for name, value in address.items():
-            app.query_params[name] = str(value)
-        return app.run()
-
-    return opened
-
-
-def page_text(app) -> str:
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", each.proto.body)) for each in app.get("html"))
-
-
-def error(app) -> str:
-    """The one error shown, without the escapes of Markdown."""
-    assert not app.exception
-    (found,) = app.error
-    return re.sub(r"\\(.)", r"\1", found.value)
-
-
-def strip(app) -> dict:
-    return json.loads(app.get("bidi_component")[0].proto.json)
-
-
-def chart(app, number=0) -> dict:
-    return json.loads(app.get("plotly_chart")[number].proto.spec)["data"]
-
-
-def values(array) -> np.ndarray:
-    """An array of a figure's JSON."""
-    if isinstance(array, list):
-        return np.array(array, float)
-    shape = [int(length) for length in str(array.get("shape", "-1")).split(",")]
-    return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"]).reshape(shape)
-
-
-def press(app, label):
-    return next(button for button in app.button if button.label == label).click().run()
-
-
-def choose(app, label, value):
-    return next(box for box in app.selectbox if box.label == label).set_value(value).run()
 
 
 def test_overview_shows_what_the_tables_say(runs, visit):
@@ -273,7 +203,7 @@ def test_hostile_texts_are_shown_and_inert(visit, page):
 
 
 def test_the_component_sets_text_and_no_markup():
-    script = (APPS / "token_strip.js").read_text(encoding="utf-8")
+    script = (Path(__file__).parents[2] / "apps/token_strip.js").read_text(encoding="utf-8")
     assert "textContent" in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", script)
     for page in APPS.rglob("*.py"):
