@@ -203,10 +203,11 @@ def test_hostile_texts_are_shown_and_inert(visit, page):
 
 
 def test_the_component_sets_text_and_no_markup():
-    script = (Path(__file__).parents[2] / "apps/token_strip.js").read_text(encoding="utf-8")
+    apps = Path(__file__).parents[2] / "apps"
+    script = (apps / "token_strip.js").read_text(encoding="utf-8")
     assert "textContent" in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", script)
-    for page in APPS.rglob("*.py"):
+    for page in apps.rglob("*.py"):
         assert not re.search(r"unsafe_allow|st\.markdown|st\.write\b", page.read_text(encoding="utf-8")), page
 
 
