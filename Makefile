@@ -24,7 +24,7 @@ explore: $(VENV)/.installed
 	$(BIN)/ling-probe explore $(RUN)
 
 test: check chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

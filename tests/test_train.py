@@ -22,12 +22,9 @@ from ling_probe.rerouting import rerouted_losses
 from ling_probe.stepbench import SHIPPED as SHIPPED_SPLITS
 from ling_probe.stepbench import generate, shipped_records
 from ling_probe.train import (
-    IGNORED,
     PRESETS,
     Batch,
     BiasBalancer,
-    _accumulate,
-    _problem,
     collate,
     encode,
     new_config,
@@ -36,6 +33,8 @@ from ling_probe.train import (
     training_batches,
     weighted_losses,
 )
+from ling_probe.train.batches import IGNORED, _problem
+from ling_probe.train.training import _accumulate
 
 SMALL = dataclasses.replace(
     PRESETS["ling-tiny"],
@@ -111,7 +110,7 @@ def test_the_stream_never_shows_a_shipped_prompt_and_repeats_itself(tokenizer):
 
 def test_the_stream_leaves_out_what_is_shipped(monkeypatch):
     seen = [generate("causal", "train", index) for index in range(3)]
-    monkeypatch.setattr("ling_probe.train.shipped_prompts", lambda _: {seen[1].prompt})
+    monkeypatch.setattr("ling_probe.train.batches.shipped_prompts", lambda _: {seen[1].prompt})
     indices = itertools.count()
     drawn = [_problem("causal", indices, 0, hardest=6, bare=False).id for _ in range(2)]
     assert drawn == ["causal-train-0000", "causal-train-0002"]
@@ -164,7 +163,7 @@ def test_balancing_works_and_costs_no_loss(tokenizer):
 
 
 def _losses(recipe, tokenizer):
-    from ling_probe.train import _optimise
+    from ling_probe.train.training import _optimise
 
     return list(_optimise(new_model(recipe, tokenizer).train(), recipe, tokenizer, "cpu"))
 
