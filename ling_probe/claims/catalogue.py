@@ -201,7 +201,7 @@ QUESTIONS = (
         asked=(
             Asked(
                 source="causal_effects", statement="Changing a step's experts costs that step more than changing like experts.",
-                judged=parts.found,
+                judged=studies.worth_having,
             ),
         ),
     ),
@@ -210,8 +210,8 @@ QUESTIONS = (
         statement="The limit to groups costs nothing.",
         measure="Loss on given solutions with the group limit off less that with it on, paired by problem.",
         null=(
-            "The model's own router on the same solutions; it would refute the claim if the loss fell by a hundredth of a "
-            "nat."
+            "The model's own router on the same solutions; it would refute the claim if the loss fell by a hundredth of "
+            "itself."
         ),
         would_change="A loss that surely falls once the limit is off; a model trained without it is the fuller comparison.",
         command=CAUSAL,
@@ -237,7 +237,7 @@ QUESTIONS = (
             "The model's own router on the same solutions; no correlation. A bias that balances lifts experts of low "
             "affinity."
         ),
-        would_change="A loss that moves by more than a hundredth of a nat once the bias is gone: then it chooses, too.",
+        would_change="A loss that moves by more than a hundredth of itself once the bias is gone: then it chooses, too.",
         command=CAUSAL,
         asked=(
             Asked(
@@ -257,7 +257,7 @@ QUESTIONS = (
             "were, for each rank 1 to K; the rank that costs least decides."
         ),
         null="No rise: the model's own router on the same solutions, paired by problem.",
-        would_change="A rank whose absence surely costs less than a hundredth of a nat.",
+        would_change="A rank whose absence surely costs less than a hundredth of the loss.",
         command=CAUSAL,
         asked=(
             Asked(source=REROUTING, statement="Leaving out any rank raises the loss.", judged=studies.every_slot),

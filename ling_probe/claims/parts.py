@@ -1,7 +1,7 @@
 """From the table of an analysis to a part of a claim: whether one thing is so."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -81,10 +81,8 @@ def replicated(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     """As the analysis finds, and at least one effect that was picked on one half of the problems holds on the other."""
     part = found(asked, table, run)
     if part.verdict is ClaimVerdict.HOLDS and not table["replicated"].any():
-        return asked.answered(
-            ClaimVerdict.CANNOT_TELL, f"{part.reason} None was picked on one half of the problems and held on the other.",
-            effect=part.effect, unit=part.unit, ci_low=part.ci_low, ci_high=part.ci_high, q=part.q, rung=part.rung, n=part.n,
-        )  # fmt: skip
+        reason = f"{part.reason} None was picked on one half of the problems and held on the other."
+        return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason)
     return part
 
 
@@ -107,10 +105,7 @@ def room_to_decode(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     if left >= LEAST_ROOM or part.verdict is ClaimVerdict.HOLDS:
         return part
     reason = f"Words and place leave {max(left, 0.0):.2f} bits of the label to tell: too few to ask routing for. {part.reason}"
-    return asked.answered(
-        ClaimVerdict.CANNOT_TELL, reason, decides=False, effect=part.effect, unit=part.unit, ci_low=part.ci_low,
-        ci_high=part.ci_high, rung=part.rung, n=part.n,
-    )  # fmt: skip
+    return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason, decides=False)
 
 
 def beyond_neighbours(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
@@ -226,7 +221,8 @@ def shallow_less_even(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
         layer_means(whole.tail(half), *names),
     )
     low, high = s_low - d_high, s_high - d_low
-    rank = float(distributions.spearmanr(whole["layer"], whole["cv"]).statistic)
+    even = np.ptp(whole["cv"]) == 0
+    rank = np.nan if even else float(distributions.spearmanr(whole["layer"], whole["cv"]).statistic)
     return asked.answered(
         ClaimVerdict.of(judge_gain(low, high, least=LEAST_DEPTH)),
         f"Mean Gini {shallow:.3f} in the {half} shallowest routed layers and {deep:.3f} in the {half} deepest: "
@@ -256,12 +252,8 @@ def experts_a_token(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
 def preferring_bias(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     """Whether the bias works against affinity, as what balances must."""
     part = found(asked, table, run)
-    against = {True: ClaimVerdict.HOLDS, False: ClaimVerdict.FAILS}[part.ci_high < 0]
-    verdict = against if part.verdict is ClaimVerdict.HOLDS else part.verdict
-    return asked.answered(
-        verdict, part.reason, effect=part.effect, unit=part.unit, ci_low=part.ci_low, ci_high=part.ci_high, rung=part.rung,
-        n=part.n,
-    )  # fmt: skip
+    with_affinity = part.verdict is ClaimVerdict.HOLDS and not part.ci_high < 0
+    return replace(part, verdict=ClaimVerdict.FAILS) if with_affinity else part
 
 
 def _least(table: pd.DataFrame, column: str) -> tuple[int, dict[str, float]]:
