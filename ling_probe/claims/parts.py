@@ -80,7 +80,9 @@ def found(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
 def replicated(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     """As the analysis finds, and at least one effect that was picked on one half of the problems holds on the other."""
     if not table["p"].count():
-        return asked.untested("no two kinds of step of this run can be compared: they share no words, or there is one kind alone")
+        return asked.untested(
+            "no two kinds of step of this run can be compared: they share no words, or there is one kind alone"
+        )
     part = found(asked, table, run)
     if part.verdict is ClaimVerdict.HOLDS and not table["replicated"].any():
         reason = f"{part.reason} None was picked on one half of the problems and held on the other."
