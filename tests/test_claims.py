@@ -232,6 +232,27 @@ def test_a_decoder_decides_only_where_words_leave_something_to_tell(run):
     assert silent.reason.startswith("Words and place leave 0.01 bits")
 
 
+def information(bits, low, high, p=0.005) -> pd.DataFrame:
+    given = ["nothing", "token", "token and position", "token and the one before"]
+    rows = [{"about": "label", "given": name, "bits": bits, "ci_low": low, "ci_high": high, "p": p} for name in given]
+    rows += [{"about": name, "bits": 0.5} for name in ("token", "previous token", "position", "sequence")]
+    return pd.DataFrame(rows).assign(layer=pd.NA, q=p, compared=0.8, tokens=1000, sequences=90)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [((0.1, 0.05, 0.2), HOLDS), ((0.1, 0.005, 0.2), HOLDS), ((0.002, 0.001, 0.003), FAILS), ((0.1, -0.1, 0.3), CANNOT_TELL)],
+)
+def test_what_is_sure_and_next_to_nothing_does_not_hold(run, row, expected):
+    found = {each.key: each for each in claims(run, {"routing_information": information(*row)})}
+    assert found["follows_steps"].parts[2].verdict is expected
+    assert found["meaning"].parts[2].verdict is expected
+    families = information(*row).replace({"about": {"label": "family"}})
+    found = {each.key: each for each in claims(run, {"routing_information": families})}
+    assert found["follows_steps"].parts[2].reason == "Not tested: the run has no labels of steps."
+    assert found["meaning"].parts[2].verdict is expected
+
+
 def effects(excess, low, high, q) -> pd.DataFrame:
     return pd.DataFrame(
         {

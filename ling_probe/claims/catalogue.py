@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ling_probe.analysis.asking import Answer
+from ling_probe.analysis.decoding import LEAST_EFFECT as LEAST_GAIN
+from ling_probe.analysis.information import LEAST_EFFECT as LEAST_BITS
+from ling_probe.analysis.overlap import LEAST_EFFECT as LEAST_OVERLAP
+from ling_probe.analysis.prediction import LEAST_EFFECT as LEAST_SAVED
+from ling_probe.analysis.similarity import LEAST_GAP
 from ling_probe.claims import parts, studies
 from ling_probe.claims.claim import Claim
 from ling_probe.claims.evidence import ADAPTATION, COST, REROUTING
@@ -115,15 +120,15 @@ QUESTIONS = (
         asked=(
             Asked(
                 source="routing_prediction", statement="The token before predicts the choice beyond the token, in every layer.",
-                judged=parts.found,
+                judged=parts.worth(parts.found, LEAST_SAVED),
             ),
             Asked(
                 source="token_overlap", statement="The same token is routed more alike after the same token.",
-                judged=parts.context_of_a_token,
+                judged=parts.worth(parts.context_of_a_token, LEAST_OVERLAP),
             ),
             Asked(
                 source="routing_information", statement="The experts tell what a step does beyond the words around.",
-                judged=parts.beyond_neighbours,
+                judged=parts.worth(parts.beyond_neighbours, LEAST_BITS),
             ),
         ),
     ),
@@ -150,15 +155,15 @@ QUESTIONS = (
             ),
             Asked(
                 source="step_similarity", statement="Steps of one kind are routed alike beyond their words and place.",
-                judged=parts.found,
+                judged=parts.worth(parts.found, LEAST_GAP),
             ),
             Asked(
                 source="routing_information", statement="The experts tell the kind of step beyond token and position.",
-                judged=parts.about_labels(parts.found),
+                judged=parts.about_labels(parts.worth(parts.found, LEAST_BITS)),
             ),
             Asked(
                 source="label_decoding", statement="Routing adds to what words and place tell of the kind of step.",
-                judged=parts.about_labels(parts.room_to_decode),
+                judged=parts.about_labels(parts.worth(parts.room_to_decode, LEAST_GAIN)),
             ),
         ),
     ),

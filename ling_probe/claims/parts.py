@@ -28,8 +28,8 @@ MOST_DEAD = 0.05
 """Share of experts that may be dead."""
 LEAST_DEPTH = 0.02
 """Gini by which shallow layers must be less even than deep ones for it to be worth telling."""
-LEAST_ROOM = 0.05
-"""Bits that words and place must leave to be told before a decoder can be asked to tell them."""
+LEAST_ROOM = 0.1
+"""Bits that words and place must leave to be told before a decoder can be asked to tell some of them."""
 
 
 Judged = Callable[["Asked", pd.DataFrame, Run], Part]
@@ -90,6 +90,22 @@ def replicated(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     return part
 
 
+def worth(judged: Judged, least: float) -> Judged:
+    """The same, but an effect that is surely there and surely below what is worth having does not hold.
+
+    The least attention mixes some context into every router: with enough tokens every part about it would hold.
+    """
+
+    def large_enough(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
+        part = judged(asked, table, run)
+        if part.verdict is ClaimVerdict.HOLDS and part.ci_high < least:
+            reason = f"{part.reason} This is there, and next to nothing: below {least:g}."
+            return replace(part, verdict=ClaimVerdict.FAILS, reason=reason)
+        return part
+
+    return large_enough
+
+
 def about_labels(judged: Judged) -> Judged:
     """The same, where the table is about labels of steps; a run without any is told about families instead."""
 
@@ -106,7 +122,7 @@ def room_to_decode(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     part = found(asked, table, run)
     told = table[table["about"] == table["about"].iloc[0]].set_index("features")
     left = float(told.loc[ALL, "entropy"] - max(told.loc[name, "bits"] for name in (TOKENS, TEXT)))
-    if left >= LEAST_ROOM or part.verdict is ClaimVerdict.HOLDS:
+    if left >= LEAST_ROOM:
         return part
     reason = f"Words and place leave {max(left, 0.0):.2f} bits of the label to tell: too few to ask routing for. {part.reason}"
     return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason, decides=False)
