@@ -253,6 +253,33 @@ def test_what_is_sure_and_next_to_nothing_does_not_hold(run, row, expected):
     assert found["meaning"].parts[2].verdict is expected
 
 
+def preferences(low, high, *, replicated=True) -> pd.DataFrame:
+    """One cell, surely found on the whole run."""
+    both = {"log2_ratio": (low + high) / 2, "ci_low": 0.1, "ci_high": 3.0, "q": 0.01}
+    halves = {f"{half}_{name}": value for half in ("picked", "held_out") for name, value in
+              {"log2_ratio": (low + high) / 2, "low": low, "high": high, "q": 0.01}.items()}  # fmt: skip
+    return pd.DataFrame([{"layer": 1, "expert": 0, "label": "add", "p": 0.001, "raw_log2_ratio": 1.0} | both | halves]).assign(
+        replicated=replicated
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "replicated", "expected"),
+    [
+        (0.7, 1.5, True, HOLDS),
+        (-1.5, -0.7, True, HOLDS),
+        (0.1, 0.4, True, FAILS),
+        (0.1, 1.5, True, CANNOT_TELL),
+        (0.7, 1.5, False, CANNOT_TELL),
+    ],
+)
+def test_a_preference_must_be_worth_having_where_it_was_not_picked(run, low, high, replicated, expected):
+    table = preferences(low, high, replicated=replicated)
+    assert verdict(run, "follows_steps", {"label_specialisation": table}).parts[0].verdict is expected
+    untested = verdict(run, "follows_steps", {"label_specialisation": table.assign(p=np.nan)}).parts[0]
+    assert untested.verdict is NOT_TESTED
+
+
 def effects(excess, low, high, q) -> pd.DataFrame:
     return pd.DataFrame(
         {

@@ -130,11 +130,11 @@ class _Sample:
     ) -> dict[str, float]:
         """The columns of one level."""
         paired = self._pairs(level)
-        if not paired.any():
+        same = paired & (self.codes[:, None] == self.codes)
+        if not same.any() or not (paired & ~same).any():
             return {"same": np.nan, "different": np.nan, "gap": np.nan, "ci_low": np.nan, "ci_high": np.nan, "p": np.nan} | (
                 self._sizes(paired)
             )
-        same = paired & (self.codes[:, None] == self.codes)
         means = _mean(cosine, same), _mean(cosine, paired & ~same)
         gap = means[0] - means[1]
         low, high = stats.percentile_interval(self._drawn(cosine, same, weights) - self._drawn(cosine, paired & ~same, weights))
@@ -194,6 +194,9 @@ def _mean(values: Float32[np.ndarray, "n n"], where: Bool[np.ndarray, "n n"]) ->
 
 def _finding(table: pd.DataFrame) -> Finding:
     kept = table[table["level"] == "position"]
+    if kept["gap"].isna().all():
+        alone = "At the same place of a solution no two steps of one label, or none of two labels, can be compared: "
+        return Finding(sentence=f"{alone}label and place cannot be told apart.", verdict=Verdict.CANNOT_TELL, rung=0)
     row = kept.sort_values("ci_low", ascending=False, na_position="last").iloc[0]
     gap = table[table["layer"] == row["layer"]].set_index("level")["gap"].to_dict()
     sure = table[(table["q"] < DISCOVERY) & (table["ci_low"] > 0)]["level"].value_counts()

@@ -15,7 +15,8 @@ from ling_probe.analysis.information import BIGRAM, LEAST_COMPARED
 from ling_probe.analysis.information import LEAST_EFFECT as LEAST_BITS
 from ling_probe.analysis.overlap import LEAST_EFFECT as LEAST_OVERLAP
 from ling_probe.analysis.overlap import SAME_BIGRAM, SAME_ELSEWHERE
-from ling_probe.analysis.question import judge_gain, layer_means, percent
+from ling_probe.analysis.question import fold, judge_gain, layer_means, percent
+from ling_probe.analysis.specialisation import LEAST_EFFECT as LEAST_RATIO
 from ling_probe.claims.claim import ClaimVerdict, Part
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
@@ -78,16 +79,22 @@ def found(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
 
 
 def replicated(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
-    """As the analysis finds, and at least one effect that was picked on one half of the problems holds on the other."""
+    """As the analysis finds, and an effect picked on one half of the problems is surely worth having on the other."""
     if not table["p"].count():
         return asked.untested(
             "no two kinds of step of this run can be compared: they share no words, or there is one kind alone"
         )
-    part = found(asked, table, run)
-    if part.verdict is ClaimVerdict.HOLDS and not table["replicated"].any():
+    part, again = found(asked, table, run), table[table["replicated"]]
+    if part.verdict is not ClaimVerdict.HOLDS:
+        return part
+    if again.empty:
         reason = f"{part.reason} None was picked on one half of the problems and held on the other."
         return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason)
-    return part
+    large = int(((again["held_out_low"] > LEAST_RATIO) | (again["held_out_high"] < -LEAST_RATIO)).sum())
+    small = bool(((again["held_out_low"] > -LEAST_RATIO) & (again["held_out_high"] < LEAST_RATIO)).all())
+    verdict = ClaimVerdict.HOLDS if large else ClaimVerdict.FAILS if small else ClaimVerdict.CANNOT_TELL
+    told = f"On the half they were not picked on, {large:,} are surely {fold(LEAST_RATIO)} times as often, or as seldom."
+    return replace(part, verdict=verdict, reason=f"{told} {part.reason}")
 
 
 def worth(judged: Judged, least: float) -> Judged:
