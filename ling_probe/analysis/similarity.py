@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float32, Float64, Integer
 from ling_probe import stats
 from ling_probe.analysis.classified import PLACES, Classified, classified_steps, expected_choices
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
+from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 
 LEVELS = ("words", "raw", "token", "position", "problem")
@@ -53,9 +54,11 @@ def step_similarity(run: Run, *, permutations: int = 299, draws: int = 500, seed
         seed: Of the sample, the shuffles and the bootstrap.
 
     Raises:
-        UsageError: The run has no step labels.
+        UsageError: The run has no step labels, or one alone.
     """
     steps = _sampled(classified_steps(run), seed)
+    if len(steps.names) < 2:
+        raise UsageError(f'every step of this run is "{steps.names[0]}"; comparing needs two labels')
     sample = _Sample.of(steps, seed)
     shuffled = stats.permute_labels(sample.codes, blocks=sample.sequence, draws=permutations, seed=seed)
     weights = stats.bootstrap_weights(int(sample.sequence.max()) + 1, draws=draws, seed=seed)
@@ -127,11 +130,11 @@ class _Sample:
     ) -> dict[str, float]:
         """The columns of one level."""
         paired = self._pairs(level)
-        if not paired.any():
+        same = paired & (self.codes[:, None] == self.codes)
+        if not same.any() or not (paired & ~same).any():
             return {"same": np.nan, "different": np.nan, "gap": np.nan, "ci_low": np.nan, "ci_high": np.nan, "p": np.nan} | (
                 self._sizes(paired)
             )
-        same = paired & (self.codes[:, None] == self.codes)
         means = _mean(cosine, same), _mean(cosine, paired & ~same)
         gap = means[0] - means[1]
         low, high = stats.percentile_interval(self._drawn(cosine, same, weights) - self._drawn(cosine, paired & ~same, weights))
@@ -191,6 +194,9 @@ def _mean(values: Float32[np.ndarray, "n n"], where: Bool[np.ndarray, "n n"]) ->
 
 def _finding(table: pd.DataFrame) -> Finding:
     kept = table[table["level"] == "position"]
+    if kept["gap"].isna().all():
+        alone = "At the same place of a solution no two steps of one label, or none of two labels, can be compared: "
+        return Finding(sentence=f"{alone}label and place cannot be told apart.", verdict=Verdict.CANNOT_TELL, rung=0)
     row = kept.sort_values("ci_low", ascending=False, na_position="last").iloc[0]
     gap = table[table["layer"] == row["layer"]].set_index("level")["gap"].to_dict()
     sure = table[(table["q"] < DISCOVERY) & (table["ci_low"] > 0)]["level"].value_counts()
