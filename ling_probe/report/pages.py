@@ -12,7 +12,7 @@ from ling_probe.analysis import ANALYSES, SINGLE
 from ling_probe.analysis.question import fold
 from ling_probe.report import figures
 from ling_probe.report.sections import Section
-from ling_probe.report.shown import SENTENCE, all_shown, markdown, number
+from ling_probe.report.shown import SENTENCE, all_shown, markdown, number, token
 from ling_probe.run import Manifest
 
 LIMITS = (
@@ -59,7 +59,7 @@ def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Sectio
 
 def _environment() -> Environment:
     pages = Environment(loader=PackageLoader("ling_probe"), autoescape=_is_html, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"fold": fold, "number": number, "markdown": markdown}
+    pages.filters |= {"fold": fold, "number": number, "markdown": markdown, "token": token}
     pages.globals["config"] = figures.CONFIG
     return pages
 

@@ -53,6 +53,15 @@ def number(value: float | None) -> str:
     return "< 1e-12" if 0 < value < 1e-12 else f"{value:.3g}"
 
 
+def token(text: str) -> str:
+    """A token with its spaces visible.
+
+    >>> token(" the"), token("")
+    ('·the', '∅')
+    """
+    return text.replace(" ", "·") or "∅"
+
+
 def markdown(text: str) -> str:
     r"""Text that Markdown shows letter by letter, on one line of a table.
 
