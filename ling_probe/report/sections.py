@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from ling_probe import charts
 from ling_probe.analysis import ANALYSES, SINGLE, Analysis, Finding, finding
+from ling_probe.claims import SOURCES
 from ling_probe.errors import UsageError
 from ling_probe.report.tables import kept_rows
 from ling_probe.spec import ModelSpec
@@ -59,7 +60,7 @@ class Section:
 
 def asked(depth: Depth, *, comparing: bool = False) -> tuple[str, ...]:
     """Names of the analyses that a depth needs."""
-    every = KEY if depth is Depth.summary else SINGLE
+    every = [name for name in SINGLE if depth is not Depth.summary or name in (*KEY, *SOURCES)]
     return (*every, *COMPARING) if comparing else every
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ling_probe.analysis import ANALYSES, answers, findings_index
 from ling_probe.analysis.comparable import require_comparable
+from ling_probe.claims import claims
 from ling_probe.errors import UsageError
 from ling_probe.report.comparison import told_comparison
 from ling_probe.report.example import told_example
@@ -60,7 +61,9 @@ def write_report(
     tables = dict(answers(run, names, against=against, workers=workers))
     sections = sections_of(run.spec, tables, depth)
     first = headline(run, tables)
-    told = _told(sections) | {"kind": "run", "depth": depth.value, "headline": first, "claims": _claims(run, tables)}
+    # Named analyses are answered alone: what claims rest on was not asked.
+    front = [each.to_dict() for each in claims(run, tables)] if analyses is None else []
+    told = _told(sections) | {"kind": "run", "depth": depth.value, "headline": first, "claims": front}
     if depth is not Depth.summary:
         label = next((row["label"] for row in first["specialised"]), None)
         told["example"] = told_example(run, tables.get("label_specialisation"), label)
@@ -99,11 +102,6 @@ def _check(folder: Path, runs: Sequence[Run]) -> None:
             raise UsageError(f"{run.folder} holds no sequences yet; there is nothing to report")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the report")
-
-
-def _claims(_run: Run, _tables: Tables) -> list[dict[str, Any]]:
-    """What is claimed of the run; the page tells it first."""
-    return []
 
 
 def _told(sections: Sequence[Section]) -> dict[str, Any]:

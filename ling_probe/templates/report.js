@@ -31,7 +31,7 @@ async function paint() {
 async function paper(on) {
   printing = on;
   document.documentElement.classList.toggle("paper", on);
-  for (const detail of document.querySelectorAll("details.open")) detail.open = on;
+  for (const detail of document.querySelectorAll("#claims ~ details")) detail.open = on;
   await Promise.all(plots.map(draw));
   await paint();
 }
