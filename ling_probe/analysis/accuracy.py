@@ -88,7 +88,7 @@ def _families(first: Run, other: Run) -> Iterator[dict[str, Any]]:
 
 def _finding(table: pd.DataFrame) -> Finding:
     whole = table[(table["family"] == ALL) | ~table["against"].duplicated(keep=False)]
-    row = whole.loc[whole["difference"].abs().idxmax()]
+    row = whole.iloc[int(whole["difference"].abs().to_numpy().argmax())]
     return Finding(
         sentence=(
             f"Of {row['problems']:,} problems that both answered, this run has {100 * row['share']:.1f} % right and "

@@ -140,10 +140,8 @@ def accuracy_bars(table: pd.DataFrame) -> go.Figure:
         hovertemplate="%{y}<br>%{customdata[0]:.1%} and %{customdata[1]:.1%} of %{customdata[2]:,} problems, "
         "q %{customdata[3]:.3g}<extra></extra>",
     )
-    figure = figure_of(
-        [intervals(table, names), point], ANALYSES["accuracy_difference"].question, x="difference in the share of right answers",
-        y="", height=140 + 28 * len(table),
-    )  # fmt: skip
+    title, x = ANALYSES["accuracy_difference"].question, "difference in the share of right answers"
+    figure = figure_of([intervals(table, names), point], title, x=x, y="", height=140 + 28 * len(table))
     figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
     figure.update_xaxes(tickformat="+.0%")
     return figure.update_yaxes(autorange="reversed", type="category", automargin=True)

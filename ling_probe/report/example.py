@@ -31,7 +31,7 @@ def told_example(run: Run, specialisation: pd.DataFrame | UsageError | None, lab
     told |= {"chosen_for": label, "steps": records(steps.head(STEPS)), "n_steps": len(steps), "attribution": [], "note": ""}
     try:
         added = attribution_by_layer(answer_attribution(run, number))
-        kept = [name for name in added if name in ("layer", "answer") or int(name.split()[-1]) < STEPS]
+        kept = [name for name in map(str, added) if name in ("layer", "answer") or int(name.split()[-1]) < STEPS]
         told["attribution"] = records(added[kept])
     except UsageError as error:
         told["note"] = f"No attribution: {error}."

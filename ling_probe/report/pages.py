@@ -12,7 +12,7 @@ from ling_probe.analysis import ANALYSES, SINGLE
 from ling_probe.analysis.question import fold
 from ling_probe.report import figures
 from ling_probe.report.sections import Section
-from ling_probe.report.shown import SENTENCE, all_shown, markdown, number, token
+from ling_probe.report.shown import all_shown, markdown, number, token
 from ling_probe.run import Manifest
 
 LIMITS = (
@@ -39,7 +39,7 @@ def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Sectio
         sections: Whose figures the page shows.
         manifest: Of the run.
     """
-    told = all_shown(told, most=SENTENCE)
+    told = all_shown(told)
     pages = _environment()
     (folder / "report.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     script = pages.get_template("report.js").render()

@@ -60,7 +60,7 @@ class Section:
 
 def asked(depth: Depth, *, comparing: bool = False) -> tuple[str, ...]:
     """Names of the analyses that a depth needs."""
-    every = [name for name in SINGLE if depth is not Depth.summary or name in (*KEY, *SOURCES)]
+    every = tuple(name for name in SINGLE if depth is not Depth.summary or name in (*KEY, *SOURCES))
     return (*every, *COMPARING) if comparing else every
 
 

@@ -11,6 +11,8 @@ LONGEST = 400
 """Letters of a text from a run that are shown."""
 SENTENCE = 4_000
 """Letters of a sentence, which may name several such texts."""
+SENTENCES = {"finding", "method", "specialised_note", "reason", "note", "limits", "prompt"}
+"""Fields that hold sentences."""
 REPORT_SCHEMA: dict[str, Any] = json.loads(
     (resources.files("ling_probe") / "schemas" / "report.schema.json").read_text("utf-8")
 )
@@ -31,11 +33,13 @@ def shown(text: str, *, most: int = LONGEST) -> str:
 
 
 def all_shown(value: Any, *, most: int = LONGEST) -> Any:
-    """A plain value with every text in it made fit to show, names of fields too."""
+    """A plain value with every text in it made fit to show, names of fields too; sentences may be longer."""
     if isinstance(value, str):
         return shown(value, most=most)
     if isinstance(value, Mapping):
-        return {shown(str(name)): all_shown(each, most=most) for name, each in value.items()}
+        return {
+            shown(str(name)): all_shown(each, most=SENTENCE if name in SENTENCES else LONGEST) for name, each in value.items()
+        }
     if isinstance(value, list | tuple):
         return [all_shown(each, most=most) for each in value]
     return value

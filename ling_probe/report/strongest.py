@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ling_probe.report.shown import shown
 from ling_probe.run import Run, TokenBatch
 
 Expert = tuple[int, int]
 AROUND = 10
 """Tokens shown before and after."""
+TOKEN = 40
+"""Letters of a token that are shown."""
 LEAST = 10
 """Choices before a written token that are enough for a mean."""
 
@@ -35,13 +38,12 @@ def strongest_tokens(run: Run, experts: Sequence[Expert], *, n: int) -> dict[Exp
             row = layers.index(expert[0])
             found = _strongest(batch, batch.expert_ids[:, row] == expert[1], values[:, row]).assign(part=part)
             best[expert] = _first(pd.concat([best[expert], found]) if expert in best else found, n)
-    texts = _contexts(run, best.values())
-    ids = run.sequences["sequence_id"]
+    texts, ids = _contexts(run, best.values()), run.sequences["sequence_id"]
     return {
         expert: [
-            {"sequence_id": ids.iloc[row.sequence], "position": int(row.position), **texts[row.sequence, row.position]}
-            | {"strength": float(row.strength), "measure": measure}
-            for row in best[expert].itertuples()
+            {"sequence_id": ids.iloc[sequence], "position": position, **texts[sequence, position]}
+            | {"strength": strength, "measure": measure}
+            for sequence, position, strength in _rows(best[expert], "sequence", "position", "strength")
         ]
         for expert in experts
     }
@@ -78,7 +80,10 @@ def _extremes(table: pd.DataFrame, words: dict[int, str], n: int) -> dict[str, l
     ordered = often.sort_values(["mean", "token_id"], ascending=[False, True])
     ends = {"promoted": ordered[ordered["mean"] > 0].head(n), "demoted": ordered[ordered["mean"] < 0].tail(n)[::-1]}
     return {
-        name: [{"token": words[row.token_id], "mean": float(row.mean), "count": int(row.count)} for row in rows.itertuples()]
+        name: [
+            {"token": words[token_id], "mean": mean, "count": count}
+            for token_id, mean, count in _rows(rows, "token_id", "mean", "count")
+        ]
         for name, rows in ends.items()
     }
 
@@ -98,19 +103,27 @@ def _contexts(run: Run, found: Iterable[pd.DataFrame]) -> dict[tuple[int, int], 
     """Text around each (sequence, position), read from the parts that hold one."""
     places = pd.concat([rows[["part", "sequence", "position"]] for rows in found]).drop_duplicates()
     texts = {}
-    for part, rows in places.groupby("part"):
-        (batch,) = run.batches(layers=[], columns=["token"], parts=[int(part)])
-        starts = np.searchsorted(batch.sequence, rows["sequence"])
+    for number, rows in places.groupby("part"):
+        (batch,) = run.batches(layers=[], columns=["token"], parts=[int(str(number))])
+        words, starts = batch.extra["token"], np.searchsorted(batch.sequence, rows["sequence"])
         ends = np.searchsorted(batch.sequence, rows["sequence"], side="right")
-        for row, start, end in zip(rows.itertuples(), starts, ends, strict=True):
-            here = start + row.position
-            words = batch.extra["token"]
-            texts[row.sequence, row.position] = {
-                "before": "".join(words[max(start, here - AROUND) : here]),
-                "token": words[here],
-                "after": "".join(words[here + 1 : min(end, here + 1 + AROUND)]),
+        for (sequence, position), start, end in zip(_rows(rows, "sequence", "position"), starts, ends, strict=True):
+            here = start + position
+            texts[sequence, position] = {
+                "before": _joined(words[max(start, here - AROUND) : here]),
+                "token": _joined(words[here : here + 1]),
+                "after": _joined(words[here + 1 : min(end, here + 1 + AROUND)]),
             }
     return texts
+
+
+def _joined(words: Iterable[str]) -> str:
+    return "".join(shown(word, most=TOKEN) for word in words)
+
+
+def _rows(table: pd.DataFrame, *names: str) -> list[tuple[Any, ...]]:
+    """Columns as rows of plain values."""
+    return list(zip(*(table[name].tolist() for name in names), strict=True))
 
 
 def _extras(run: Run) -> tuple[str, ...]:
