@@ -70,19 +70,10 @@ def test_everything_is_there(folder):
 
 
 def test_same_run_same_bytes_whatever_the_order_of_sets(run, folder, tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "from ling_probe.cli import main; main()",
-        "report",
-        run.folder,
-        "--out",
-        tmp_path,
-        "--depth",
-        "expert",
-    ]
+    program = [sys.executable, "-c", "from ling_probe.cli import main; main()"]
+    options = ["report", run.folder, "--out", tmp_path, "--depth", "expert", "--experts", "2.0"]
     environment = os.environ | {"PYTHONHASHSEED": "4321"}
-    done = subprocess.run([*command, "--experts", "2.0"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*program, *options], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path) == files(folder)
 

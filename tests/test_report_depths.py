@@ -55,8 +55,8 @@ def test_a_report_that_lacks_something_is_told_by_the_schema(folder):
             jsonschema.validate(written | change, REPORT_SCHEMA)
 
 
-def test_a_summary_shows_the_figures_that_matter_and_claims_first(run, tmp_path):
-    write_report(run, tmp_path, depth=Depth.summary)
+def test_a_summary_shows_the_figures_that_matter_and_claims_first(make_run, tmp_path):
+    write_report(make_run(24, keep=("lens",)), tmp_path, depth=Depth.summary)
     written, page = told(tmp_path), (tmp_path / "report.html").read_text(encoding="utf-8")
     assert written["claims"]
     assert (written["example"], written["experts"]) == (None, [])
@@ -135,7 +135,7 @@ def test_strongest_tokens_are_those_of_a_plain_search(run):
         texts = run.sequences.set_index("sequence_id")
         for row in rows:
             whole = texts.loc[row["sequence_id"], "prompt"] + texts.loc[row["sequence_id"], "completion"]
-            assert (row["before"] + row["token"] + row["after"]).strip() in whole + row["after"]
+            assert row["before"] + row["token"] + row["after"] in f"{whole} w0"
             assert row["measure"] == "contribution"
 
 
