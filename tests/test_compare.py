@@ -1,6 +1,8 @@
 """Runs against each other: answers to the same problems, and the comparison that is written."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import jsonschema
@@ -117,3 +119,28 @@ def test_hostile_names_stay_text(tmp_path):
     assert "<b>" not in own
     assert "<img" not in own
     assert "&lt;b&gt;other‹202E›" in own
+
+
+def ling(*words):
+    program = [sys.executable, "-c", "from ling_probe.cli import main; main()"]
+    return subprocess.run([*program, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_compares_refuses_and_prints_the_schema(tmp_path):
+    traces = plain_traces(12)
+    runs = [write_run(tmp_path / name, traced).folder for name, traced in (("a", traces), ("b", rerouted(traces)))]
+    done = ling("compare", *runs, "--out", tmp_path / "out", "--json", "--tables", "parquet")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["table"] for row in rows} == {"index", "runs", "answers", "agreement"}
+    assert {path.suffix for path in (tmp_path / "out" / "tables").iterdir()} == {".parquet"}
+    done = ling("compare", runs[0], "--out", tmp_path / "none")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ling-probe: name two runs or more: ling-probe compare RUN OTHER --out FOLDER\n",
+    )
+    assert json.loads(ling("report", "--schema").stdout) == REPORT_SCHEMA
+    done = ling("report", runs[0], "--experts", "1.1", "--out", tmp_path / "none")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "none").exists()

@@ -13,7 +13,7 @@ from ling_probe.analysis.question import fold
 from ling_probe.report import figures
 from ling_probe.report.sections import Section
 from ling_probe.report.shown import all_shown, markdown, number, token
-from ling_probe.run import Manifest
+from ling_probe.run import Manifest, Run
 
 LIMITS = (
     "The experts named first were picked on one half of the problems and measured on the other; other effects in the tables "
@@ -26,18 +26,25 @@ LIMITS = (
     "Expert numbers mean nothing across layers: expert 3 of one layer and of the next are unrelated.",
     "Texts the model did not write itself (given solutions) are routed as read, which need not be as written.",
 )
+BETWEEN = (
+    "Expert numbers compare only between checkpoints of one training, or a model and one tuned from it.",
+    "Tokens compare one by one only where both runs read the same text; texts that two models wrote are not the same.",
+    "Runs that differ in several things (weights, prompts, number type, engine) do not tell which one made a difference.",
+    "Intervals speak of other problems like these, not of other benchmarks or other models.",
+)
+"""The same of a comparison."""
 PARTS = 20
 """Parts of a run that its manifest lists on the page; run.json lists all."""
 
 
-def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Section], manifest: Manifest) -> None:
+def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Section], runs: Sequence[Run]) -> None:
     """Write report.html, report.md and report.json.
 
     Args:
         folder: Where to.
         told: What report.json is to hold.
         sections: Whose figures the page shows.
-        manifest: Of the run.
+        runs: Whose manifests it holds.
     """
     told = all_shown(told)
     pages = _environment()
@@ -45,7 +52,7 @@ def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Sectio
     script = pages.get_template("report.js").render()
     values = dict(told) | {
         "title": _title(told),
-        "manifest": json.dumps(_short(manifest), indent=2, ensure_ascii=False),
+        "manifests": [json.dumps(_short(run.manifest), indent=2, ensure_ascii=False) for run in runs],
         "figures": {each.analysis.name: list(figures.drawn(each)) for each in sections},
         "others": len(SINGLE) - len([each for each in told["index"] if each["analysis"] in SINGLE]),
         "compares": {name: each.compares for name, each in ANALYSES.items()},

@@ -14,7 +14,7 @@ from ling_probe.report.comparison import told_comparison
 from ling_probe.report.example import told_example
 from ling_probe.report.experts import chosen_experts, named_experts, told_experts
 from ling_probe.report.headline import headline
-from ling_probe.report.pages import LIMITS, write_pages
+from ling_probe.report.pages import BETWEEN, LIMITS, write_pages
 from ling_probe.report.sections import COMPARING, Depth, Section, asked, sections_of
 from ling_probe.report.shown import records
 from ling_probe.report.tables import DEFAULT_KINDS, TableKind, write_table
@@ -69,7 +69,7 @@ def write_report(
         told["example"] = told_example(run, tables.get("label_specialisation"), label)
     if depth is Depth.expert:
         told["experts"] = told_experts(run, tables, chosen_experts(run.spec, tables, named))
-    return _write(run, folder, told, sections, tables, kinds)
+    return _write([run], folder, told, sections, tables, kinds)
 
 
 def write_comparison(
@@ -93,7 +93,8 @@ def write_comparison(
         raise next(answer for answer in tables.values() if isinstance(answer, UsageError))
     sections = sections_of(runs[0].spec, tables, Depth.full)
     told = _told(sections) | {"kind": "comparison", "depth": "full", "comparison": told_comparison(runs, tables)}
-    return _write(runs[0], folder, told, sections, tables, kinds)
+    told["limits"] = list(BETWEEN)
+    return _write(runs, folder, told, sections, tables, kinds)
 
 
 def _check(folder: Path, runs: Sequence[Run]) -> None:
@@ -124,7 +125,12 @@ def _told(sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _write(
-    run: Run, folder: Path, told: dict[str, Any], sections: Sequence[Section], tables: Tables, kinds: Sequence[TableKind]
+    runs: Sequence[Run],
+    folder: Path,
+    told: dict[str, Any],
+    sections: Sequence[Section],
+    tables: Tables,
+    kinds: Sequence[TableKind],
 ) -> Path:
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for old in set(ANALYSES) - set(tables):
@@ -132,5 +138,5 @@ def _write(
     for name, answer in tables.items():
         write_table(folder / "tables", name, answer, kinds)
     (folder / "report.pdf").unlink(missing_ok=True)
-    write_pages(folder, told | {"tables": [kind.value for kind in TableKind if kind in kinds]}, sections, run.manifest)
+    write_pages(folder, told | {"tables": [kind.value for kind in TableKind if kind in kinds]}, sections, runs)
     return folder / "report.html"
