@@ -8,6 +8,13 @@
        no-bias   the router's bias is zero: experts are chosen by score alone
        k=N       N experts are chosen instead of K, N from 1 to 2K or to as many as the kept groups hold
 
+   and, where they are asked for,
+
+       no-groups         experts of all groups may be chosen
+       without rank N    the chosen expert with the N-th highest weight adds nothing; the other weights stay
+       without busiest   the K experts of each layer with the highest load cannot be chosen
+       without others N  nor can as many of its other experts, drawn anew for each N
+
 3. Compare the next-token loss and the tokens right, problem by problem.
 
 Only the choice changes. Weights follow by the official rule, whatever was chosen: the router's scores of these experts, divided
@@ -62,7 +69,20 @@ class _Scores:
     """Tokens that are the likeliest ones, given the solution so far."""
 
 
-def rerouted_losses(loaded: LoadedLing, records: Iterable[Record], *, batch_tokens: int = 8192, seed: int = 0) -> pd.DataFrame:
+USUAL = ("random", "load", "no-bias", "k")
+"""Conditions, by the first word of their names."""
+FURTHER = ("no-groups", "without")
+
+
+def rerouted_losses(
+    loaded: LoadedLing,
+    records: Iterable[Record],
+    *,
+    kinds: Sequence[str] = USUAL,
+    batch_tokens: int = 8192,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> pd.DataFrame:
     """What each condition does to the loss and to the solutions, for every family and for all together.
 
     Experts are drawn once per token, layer and condition, from a generator seeded by ``seed``, the layer and the problem's
@@ -73,8 +93,10 @@ def rerouted_losses(loaded: LoadedLing, records: Iterable[Record], *, batch_toke
     Args:
         loaded: The model; it is left as it was.
         records: Problems; those without a solution are left out.
+        kinds: Of conditions beside ``true``, of `USUAL` and `FURTHER`.
         batch_tokens: Padded tokens of one forward pass.
         seed: Of the draws of experts and of the bootstrap.
+        progress: Called with conditions done and their number.
 
     Returns:
         Rows of condition, family, problems, solution_tokens, loss (nats per token), loss_low, loss_high, token_accuracy, solved
@@ -96,7 +118,9 @@ def rerouted_losses(loaded: LoadedLing, records: Iterable[Record], *, batch_toke
     gates = loaded.gates()
     load = {layer: np.zeros(gate.n_experts, np.int64) for layer, gate in gates.items()}
     scores = {"true": _score(loaded, batches, partial(_counting, gates, load))}
-    for name, reroute in _conditions(loaded, load, seed).items():
+    conditions = {name: made for name, made in _conditions(loaded, load, seed).items() if _kind(name) in kinds}
+    for done, (name, reroute) in enumerate(conditions.items(), start=1):
+        progress(done, len(conditions) + 1)
         scores[name] = _score(loaded, batches, reroute)
     tokens = np.array([len(sequence.ids) - sequence.n_prompt for sequence in sequences])
     members = _members([record.family for record in usable])
@@ -143,7 +167,50 @@ def _conditions(loaded: LoadedLing, load: dict[int, np.ndarray], seed: int) -> d
     }
     for k in range(1, min(2 * spec.top_k, spec.topk_groups * spec.group_size) + 1):
         found[f"k={k}"] = partial(_replacing, gates, "top_k", dict.fromkeys(gates, k))
+    found["no-groups"] = partial(_replacing, gates, "n_groups", dict.fromkeys(gates, 1))
+    for rank in range(1, spec.top_k + 1):
+        found[f"without rank {rank}"] = partial(_leaving_out, gates, rank)
+    busiest = {layer: np.argsort(-counts, kind="stable")[: spec.top_k] for layer, counts in load.items()}
+    found["without busiest"] = partial(_replacing, gates, "expert_bias", _barred(gates, busiest))
+    for draw in range(1, OTHER_DRAWS + 1):
+        rng = np.random.default_rng((seed, draw))
+        others = {
+            layer: rng.permutation(np.setdiff1d(np.arange(spec.n_experts), taken))[: spec.top_k]
+            for layer, taken in busiest.items()
+        }
+        found[f"without others {draw}"] = partial(_replacing, gates, "expert_bias", _barred(gates, others))
     return found
+
+
+OTHER_DRAWS = 5
+"""How often experts are drawn to leave out, beside the busiest."""
+
+
+def _kind(condition: str) -> str:
+    return condition.split("=")[0].split(" ")[0]
+
+
+def _barred(gates: dict[int, LingGate], experts: dict[int, np.ndarray]) -> dict[int, torch.Tensor]:
+    """The bias of every gate, with which some experts are never chosen."""
+    found = {}
+    for layer, gate in gates.items():
+        found[layer] = gate.expert_bias.clone()
+        found[layer][torch.from_numpy(experts[layer]).to(gate.expert_bias.device)] = float("-inf")
+    return found
+
+
+@contextmanager
+def _leaving_out(gates: dict[int, LingGate], rank: int, _batch: _Batch) -> Iterator[None]:
+    """Give the chosen expert of one rank by weight, counted from 1, no weight."""
+
+    def silence(_module: Any, _inputs: Any, out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        slot = out[1].argsort(dim=-1, descending=True, stable=True)[:, rank - 1 : rank]
+        return (out[0], out[1].scatter(1, slot, 0.0), *out[2:])
+
+    with ExitStack() as stack:
+        for gate in gates.values():
+            stack.callback(gate.register_forward_hook(silence).remove)
+        yield
 
 
 @contextmanager

@@ -11,10 +11,11 @@ The text is given, so an effect is on how well the next token is known, not on w
 
 from ling_probe.causal.measure import Scores, Solutions
 from ling_probe.causal.picking import plan_study
+from ling_probe.causal.rerouted import check_model, keep_rerouting
 from ling_probe.causal.study import CONDITIONS, EFFECTS, TRANSPLANT, Study, intervene
 from ling_probe.causal.targets import Target, doses, matched_experts, preferred_experts
 
 __all__ = [
-    "CONDITIONS", "EFFECTS", "TRANSPLANT", "Scores", "Solutions", "Study", "Target", "doses", "intervene", "matched_experts",
-    "plan_study", "preferred_experts",
+    "CONDITIONS", "EFFECTS", "TRANSPLANT", "Scores", "Solutions", "Study", "Target", "check_model", "doses", "intervene",
+    "keep_rerouting", "matched_experts", "plan_study", "preferred_experts",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from ling_probe.analysis.asking import Answer
 from ling_probe.analysis.registry import ANALYSES
 from ling_probe.claims.catalogue import QUESTIONS
 from ling_probe.claims.claim import RULE, Claim, ClaimVerdict, Part, counted
-from ling_probe.claims.evidence import ADAPTATION, COST, JUDGED, REROUTED, REROUTING, kept_evidence
+from ling_probe.claims.evidence import ADAPTATION, COST, JUDGED, REROUTING, kept_evidence
 from ling_probe.claims.page import write_claims
 from ling_probe.run import Run
 
@@ -39,6 +39,6 @@ claim_table = claims
 """The same, by the name that a report calls it."""
 
 __all__ = [
-    "ADAPTATION", "COST", "JUDGED", "QUESTIONS", "REROUTED", "REROUTING", "RULE", "SOURCES", "Claim", "ClaimVerdict", "Part",
+    "ADAPTATION", "COST", "JUDGED", "QUESTIONS", "REROUTING", "RULE", "SOURCES", "Claim", "ClaimVerdict", "Part",
     "claim_table", "claims", "counted", "kept_evidence", "write_claims",
 ]  # fmt: skip

@@ -42,7 +42,11 @@ QUESTIONS = (
             "Choices over tokens in every layer, from the recorded ids: K. FLOPs a token in closed form with E and with 2E "
             "experts at the same K: they may differ by the routers' rows alone, 2·D an expert and layer."
         ),
-        null="None: counts are exact. What loss the capacity buys is another question, of models trained at several sizes.",
+        null=(
+            "None: counts are exact. The claim is of E at one K: from ling-mini-2.0 to ling-1t both grow, parameters 61 "
+            "times and FLOPs a token 45 times. What loss the capacity buys is another question, of models trained at several "
+            "sizes."
+        ),
         would_change=(
             "A token that runs more or fewer than K experts in some layer, or a cost that grows with E beyond the router."
         ),

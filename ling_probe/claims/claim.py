@@ -113,12 +113,10 @@ class Claim:
         if self.verdict is ClaimVerdict.HOLDS:
             whole = "The one part that decides holds" if count == 1 else f"All {count} parts that decide hold"
             return f"{whole}. {part.reason}"
-        opened = {
-            ClaimVerdict.FAILS: "This does not hold",
-            ClaimVerdict.NOT_TESTED: "This was not tested",
-            ClaimVerdict.CANNOT_TELL: "This cannot be told",
-        }
-        return f"{opened[self.verdict]}: {_lowered(part.statement)} {part.reason}"
+        if self.verdict is ClaimVerdict.NOT_TESTED:
+            return part.reason
+        opened = "This does not hold" if self.verdict is ClaimVerdict.FAILS else "This cannot be told"
+        return f"{opened}: {_lowered(part.statement)} {part.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the fields, the verdict with its reason, and the numbers of the part that it turns on."""

@@ -10,11 +10,10 @@ import pandas as pd
 from ling_probe.analysis.asking import Answer
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
+from ling_probe.run.folder import REROUTED
 
 REROUTING, ADAPTATION, COST = "rerouting", "adaptation", "cost"
 """Sources of evidence that are no analyses."""
-REROUTED = Path("causal", "rerouting.parquet")
-"""Losses under other routers, in the folder of the run whose model was changed."""
 JUDGED = "judged.json"
 """Rows of an adaptation's tasks before and after, beside the adapted checkpoint."""
 RETESTED = "test it with ling-probe claims RUN --causal"
@@ -29,7 +28,7 @@ def kept_evidence(run: Run, *, adapted: Path | None = None) -> dict[str, Answer]
     """
     return {
         REROUTING: _or_refusal(partial(read_rerouting, run)),
-        ADAPTATION: _or_refusal(partial(read_adaptation, adapted)),
+        ADAPTATION: _or_refusal(partial(read_adaptation, run, adapted)),
     }
 
 
@@ -48,11 +47,11 @@ def read_rerouting(run: Run) -> pd.DataFrame:
     return table
 
 
-def read_adaptation(folder: Path | None) -> pd.DataFrame:
+def read_adaptation(run: Run, folder: Path | None) -> pd.DataFrame:
     """Tasks judged before and after an adaptation, a row a task and time; see `adapt.Judge`. `tuned` says what was moved.
 
     Raises:
-        UsageError: No folder is named, or it holds no judged adaptation.
+        UsageError: No folder is named, or it holds no judged adaptation of the run's model.
     """
     if folder is None:
         raise UsageError("no adaptation was named; run ling-probe adapt MODEL --out FOLDER and give --adapted FOLDER")
@@ -73,6 +72,8 @@ def read_adaptation(folder: Path | None) -> pd.DataFrame:
         or any(not isinstance(row, Mapping) or not needed <= set(row) for row in rows)
     ):
         raise UsageError(f"{folder / JUDGED} does not hold rows of tasks before and after; adapt again")
+    if asked.get("digest") != run.manifest.model.get("digest"):
+        raise UsageError(f"{folder} was adapted from another model than the run's; adapt {run.spec.name}")
     return pd.DataFrame(rows).assign(tuned=asked.get("tuned"))
 
 

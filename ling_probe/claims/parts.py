@@ -191,7 +191,7 @@ def dead_experts(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
         ClaimVerdict.CANNOT_TELL if due < LEAST_EXPECTED else verdict,
         f"{dead} of {n} experts were never chosen in {int(whole['tokens'].iloc[0]):,} tokens, where each was due {due:,.0f} "
         f"choices; {percent(MOST_DEAD)} is too many, and fewer than {LEAST_EXPECTED} due tell nothing.",
-        effect=dead / n, unit="share of experts", rung=0, n=len(run.sequences),
+        effect=dead / n, unit="share of experts", rung=1, n=len(run.sequences),
     )  # fmt: skip
 
 

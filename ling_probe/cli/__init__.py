@@ -2,12 +2,12 @@
 
 import sys
 
-from ling_probe.cli import asking, capturing, changing, measuring
+from ling_probe.cli import asking, capturing, changing, claiming, measuring
 from ling_probe.cli.app import app
 from ling_probe.cli.showing import clean
 from ling_probe.errors import LingProbeError
 
-__all__ = ["app", "asking", "capturing", "changing", "main", "measuring"]
+__all__ = ["app", "asking", "capturing", "changing", "claiming", "main", "measuring"]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Commands that change a model: its routing, its routers, all of it."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +75,7 @@ def intervene(
         )
     problems = read_problems(benchmark, split=split, limit=limit)
     loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
-    table = _intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
+    table = intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
     if problems.name == run.manifest.benchmark.get("name") and split == run.manifest.benchmark.get("split") and not as_json:
         out.print("note: experts were picked on these same problems; another --split gives effects on others", soft_wrap=True)
     if missing := sorted(set(study.labels) - set(table["label"])):
@@ -108,11 +109,12 @@ def adapt(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Tune only the routers on a task, and judge the task and others before and after."""
+    """Tune only the routers on a task, and judge the task and others before and after; kept in the folder's judged.json."""
     from itertools import chain, repeat
 
     from ling_probe.adapt import Adaptation, Judge, Task, task_problems
     from ling_probe.adapt import adapt as tune
+    from ling_probe.claims import JUDGED
 
     check_out(folder, resume=False)
     own = f"stepbench:{split}:{family}" if benchmark == "stepbench" else benchmark
@@ -132,6 +134,7 @@ def adapt(
             status.update(f"adapting: step {line['step']} of {steps}, loss {line['loss']:.4f}")
     with Console(stderr=True).status("judging after"):
         rows += judging.rows("after")
+    (folder / JUDGED).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print_rows(f"{loaded.spec.name} with its {tuned.value} tuned on {own}", rows, as_json=as_json)
     if not as_json:
         out.print(f"saved to {folder}", soft_wrap=True)
@@ -169,9 +172,10 @@ def train(
     out.print(f"saved to {folder}", soft_wrap=True)
 
 
-def _intervened(
+def intervened(
     loaded: "LoadedLing", records: "list[Record]", study: "Study", load: dict[int, Any], folder: Path, batch_tokens: int
 ) -> "pd.DataFrame":
+    """Carry a study out with a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ling_probe.causal import intervene

@@ -156,16 +156,16 @@ def print_index(index: "pd.DataFrame", *, as_json: bool) -> None:
     for name in ("question", "finding", "effect", "interval", "q", "token alone", "verdict", "rung"):
         told.add_column(name, ratio={"question": 2, "finding": 5}.get(name), max_width=None if name == "finding" else 30)
     for row in index.to_dict("records"):
-        numbers = [_figures(row[name]) for name in ("effect", "ci_low", "ci_high", "q", "token_effect")]
+        numbers = [told_number(row[name]) for name in ("effect", "ci_low", "ci_high", "q", "token_effect")]
         effect, low, high, q, token = numbers
         told.add_row(
             row["question"], clean(row["finding"]), f"{effect}\n{row['unit']}" if effect else "",
-            f"{low} to {high}" if low else "", q, token, row["verdict"], _figures(row["rung"]),
+            f"{low} to {high}" if low else "", q, token, row["verdict"], told_number(row["rung"]),
         )  # fmt: skip
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(told)
 
 
-def _figures(value: Any) -> str:
+def told_number(value: Any) -> str:
     """Three digits; nothing for what is not there, and no more than a bound for what is next to nothing."""
     import pandas as pd
 

@@ -20,6 +20,8 @@ from ling_probe.errors import RunError
 
 CAUSAL_EFFECTS = Path("causal", "effects.parquet")
 """Table of a causal study in the folder of the run that its experts were picked in."""
+REROUTED = Path("causal", "rerouting.parquet")
+"""Table of losses under other routers, in the folder of the run whose model was changed."""
 LOCK = "run.lock"
 """File in a run folder that is locked while a process writes; it goes when the writer is done."""
 
