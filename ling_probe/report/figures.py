@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import cache
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def drawn(section: Section) -> Iterator[dict[str, Any]]:
         yield {
             "id": f"{section.analysis.name}-{place}",
             "height": int(figure.layout.height or 450),
-            "title": figure.layout.title.text or "",
+            "title": shown(unescape(figure.layout.title.text or "")),
             "data": _script_text(plain),
         }
 

@@ -19,6 +19,10 @@ async function draw(plot) {
   plot.dataset.drawn = "yes";
   const figure = JSON.parse(document.getElementById("data-" + plot.id).textContent);
   figure.layout.font = { ...figure.layout.font, color: colour() };
+  if (printing) {
+    figure.layout.height = Math.round(0.8 * plot.clientHeight);
+    plot.style.height = figure.layout.height + "px";
+  }
   await Plotly.newPlot(plot, figure.data, figure.layout, config);
 }
 
