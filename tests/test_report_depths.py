@@ -1,19 +1,32 @@
 """How much a report tells, of which experts, as which files; report.json against its schema."""
 
+import base64
 import json
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from hostile import hostile_run
 from synthetic import Effects, Planted, synthetic_run
 
-from ling_probe.analysis import SINGLE, coactivation, expert_load, family_specialisation, label_specialisation
+from ling_probe.analysis import (
+    ANALYSES,
+    SINGLE,
+    Finding,
+    Verdict,
+    coactivation,
+    expert_load,
+    family_specialisation,
+    label_specialisation,
+)
 from ling_probe.errors import UsageError
 from ling_probe.report import REPORT_SCHEMA, Depth, TableKind, write_report
 from ling_probe.report.experts import MOST, chosen_experts, named_experts
+from ling_probe.report.figures import drawn
+from ling_probe.report.sections import Section
 from ling_probe.report.strongest import strongest_tokens, written_tokens
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
@@ -124,12 +137,12 @@ def plain_tokens(run, layer, expert):
 
 
 def test_strongest_tokens_are_those_of_a_plain_search(run):
-    found = strongest_tokens(run, [(2, 5), (3, 0)], n=4)
+    found = strongest_tokens(run, [(2, 5), (3, 0)], n=40)
     for (layer, expert), rows in found.items():
         best = {}
         for strength, sequence, position, word, *_ in plain_tokens(run, layer, expert):
             best[sequence] = max(best.get(sequence, (0.0,)), (strength, -position, word))
-        expected = sorted(best.items(), key=lambda each: (-each[1][0], each[0]))[:4]
+        expected = sorted(best.items(), key=lambda each: (-each[1][0], each[0]))[:40]
         assert [row["strength"] for row in rows] == pytest.approx([value[0] for _, value in expected])
         assert [row["token"] for row in rows] == [value[2] for _, value in expected]
         texts = run.sequences.set_index("sequence_id")
@@ -140,14 +153,14 @@ def test_strongest_tokens_are_those_of_a_plain_search(run):
 
 
 def test_written_tokens_are_means_of_what_was_added(run, make_run):
-    (found,) = written_tokens(run, [(2, 5)], n=3).values()
+    (found,) = written_tokens(run, [(2, 5)], n=100).values()
     added: dict = {}
     for *_, word, lens in plain_tokens(run, 2, 5):
         if word is not None:
             added.setdefault(word, []).append(lens)
     means = sorted((np.mean(values), word) for word, values in added.items() if len(values) >= 10)
-    assert [row["mean"] for row in found["promoted"]] == pytest.approx([mean for mean, _ in means[::-1][:3]])
-    assert [row["token"] for row in found["promoted"]] == [word for _, word in means[::-1][:3]]
+    assert [row["mean"] for row in found["promoted"]] == pytest.approx([mean for mean, _ in means[::-1]])
+    assert [row["token"] for row in found["promoted"]] == [word for _, word in means[::-1]]
     assert found["demoted"] == []
     assert written_tokens(make_run(), [(2, 5)], n=3) == {}
 
@@ -212,6 +225,20 @@ def hostile(tmp_path_factory):
     run = hostile_run(folder / "run")
     write_report(run, folder / "report", analyses=FEW, depth=Depth.expert)
     return folder / "report"
+
+
+def test_no_text_of_a_figure_ends_its_script_or_is_endless():
+    figure = go.Figure(go.Bar(x=["</script><script>", "x" * 10**6], y=np.array([1.0, 2.0])), layout={"title": "<!--"})
+    section = Section(
+        analysis=ANALYSES["expert_load"], finding=Finding(sentence="", verdict=Verdict.SUPPORTED), figures=(figure,)
+    )
+    (one,) = drawn(section)
+    assert "<" not in one["data"]
+    assert len(one["data"]) < 10_000
+    values = json.loads(one["data"])["data"][0]
+    assert values["x"][0] == "</script><script>"
+    assert np.frombuffer(base64.b64decode(values["y"]["bdata"]), values["y"]["dtype"]).tolist() == [1, 2]
+    assert one["title"] == "<!--"
 
 
 def test_hostile_texts_stay_text(hostile):
