@@ -147,3 +147,4 @@ def test_the_command_adapts_and_judges_before_and_after(tmp_path):
     assert all(row["agreement"] == 1 for row in rows[:2])
     assert all(0.5 < row["agreement"] < 1 for row in rows[2:])
     assert (tmp_path / "out" / DELTA).is_file()
+    assert json.loads((tmp_path / "out" / "judged.json").read_text(encoding="utf-8")) == rows

@@ -291,3 +291,19 @@ def test_a_run_of_two_sequences_is_answered_without_a_discovery(tmp_path):
     table = family_specialisation(run_of(tmp_path / "run", traces_of(2)), draws=20)
     assert not (table["q"] < 0.05).any()
     assert not table["replicated"].any()
+
+
+def test_an_expert_that_is_hardly_ever_chosen_is_not_tested(make_run, monkeypatch):
+    """Choices at all of some hundreds: where the bar is put among them, those below it have no p, here or in either half."""
+    run = make_run(24)
+    classified, layer = classified_steps(run), run.spec.routed_layers[0]
+    tokens = np.concatenate([batch.expert_ids[classified.owner(batch) >= 0, 0].ravel() for batch in run.batches()])
+    chosen = np.bincount(tokens, minlength=run.spec.n_experts)
+    bar = int(np.median(chosen))
+    monkeypatch.setattr("ling_probe.analysis.specialisation.LEAST_CHOICES", bar)
+    table = label_specialisation(run, permutations=19, draws=19)
+    rows = table[(table["layer"] == layer) & (table["overlap"] >= 0.1)]
+    rare = chosen[rows["expert"]] < bar
+    assert rare.any()
+    assert rows.loc[rare, ["p", "q", "picked_q", "held_out_q"]].isna().all(axis=None)
+    assert rows.loc[~rare, "p"].notna().all()

@@ -99,6 +99,8 @@ def test_a_large_run_is_sampled_by_whole_problems(make_run, monkeypatch):
 def test_a_run_without_steps_is_refused(make_run):
     with pytest.raises(UsageError, match="no step labels in this run"):
         step_similarity(make_run(6, n_steps=(0, 0)))
+    with pytest.raises(UsageError, match='every step of this run is "other"; comparing needs two labels'):
+        step_similarity(make_run(6, labels={"": ("other",)}))
 
 
 def test_what_tokens_make_of_it_comes_from_the_drawn_problems(make_run, monkeypatch):

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float32, Float64, Integer
 from ling_probe import stats
 from ling_probe.analysis.classified import PLACES, Classified, classified_steps, expected_choices
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
+from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 
 LEVELS = ("words", "raw", "token", "position", "problem")
@@ -53,9 +54,11 @@ def step_similarity(run: Run, *, permutations: int = 299, draws: int = 500, seed
         seed: Of the sample, the shuffles and the bootstrap.
 
     Raises:
-        UsageError: The run has no step labels.
+        UsageError: The run has no step labels, or one alone.
     """
     steps = _sampled(classified_steps(run), seed)
+    if len(steps.names) < 2:
+        raise UsageError(f'every step of this run is "{steps.names[0]}"; comparing needs two labels')
     sample = _Sample.of(steps, seed)
     shuffled = stats.permute_labels(sample.codes, blocks=sample.sequence, draws=permutations, seed=seed)
     weights = stats.bootstrap_weights(int(sample.sequence.max()) + 1, draws=draws, seed=seed)

@@ -37,6 +37,9 @@ LEAST_OVERLAP = 0.1
 """With less of a class's tokens to compare there is no effect, no interval and no p: its words give it away."""
 LEAST_VARIANCE = 1e-6
 """Variance of a sum of choices that only rounding makes: the cell cannot be tested."""
+LEAST_CHOICES = 40
+"""An expert that is chosen less often, inside classes and outside them, is not tested: what tokens would make of it comes from
+the same few choices, and no law of a sum holds for so few."""
 DRAWN = 2e9
 """Most multiplications spent on drawn permutations; where they would cost more, every p is from moments."""
 
@@ -49,9 +52,9 @@ def label_specialisation(run: Run, *, permutations: int = 1999, draws: int = 100
     "specialised by word" counts in it. `log2_ratio`, the effect, compares with how often the same words choose it there: what
     is left is specialised by the step. `ci_low` and `ci_high` are its 95 % bootstrap interval over sequences (in bundles,
     beyond 400), weights of words held fixed; `overlap` is the weight of the label's tokens in that comparison over their
-    number; below a tenth there is no effect and no test. `p` is two-sided from whole-step permutation inside each problem.
-    `permutations` says how many were drawn; 0 is a p from the exact moments of all of them. `q` corrects over all tested rows
-    (Benjamini-Hochberg).
+    number; below a tenth there is no effect and no test, and an expert that is chosen fewer than 40 times is not tested either.
+    `p` is two-sided from whole-step permutation inside each problem. `permutations` says how many were drawn; 0 is a p from
+    the exact moments of all of them. `q` corrects over all tested rows (Benjamini-Hochberg).
 
     Replication: rows with `picked_q` (q in the first half of the problems, drawn at random) below 0.05 have their effect there
     (`picked_log2_ratio`, `picked_low`, `picked_high`) and on the other half (`held_out_log2_ratio`, `held_out_low`,
@@ -211,6 +214,8 @@ def _class_table(
         p = np.where(np.isnan(tail), np.nan, p)
     by_class = sums.choices.reshape(n_classes, -1, len(p))
     observed, others = by_class[code].sum(axis=0), by_class.sum(axis=(0, 1)) - by_class[code].sum(axis=0)
+    rare = observed + others < LEAST_CHOICES
+    p = np.where(rare, np.nan, p)
     overlap = weight[:, code].sum() / max(n_tokens[0].sum(), 1.0)
     columns = {
         "expert": np.arange(len(p)),
@@ -229,7 +234,7 @@ def _class_table(
         sides = [code, n_classes + code]
         found = _equal_token_ratio(bootstrap.whole, matched[sides], weight[:, sides].T)
         effect = dict(zip(("log2_ratio", "ci_low", "ci_high"), found, strict=True))
-        halves = _half_columns(matched, weight, code, bootstrap, (first, second))
+        halves = _half_columns(matched, weight, code, bootstrap, (first, second), rare)
     return pd.DataFrame(columns | effect | {"overlap": overlap} | halves | {"p": p, "permutations": permutations})
 
 
@@ -242,9 +247,10 @@ def _half_columns(
     code: int,
     bootstrap: _Bootstrap,
     null: tuple[stats.NullMoments, stats.NullMoments],
+    rare: Bool[np.ndarray, " E"],
 ) -> dict[str, Float64[np.ndarray, " E"]]:
     """Effect and p in each half; `q` columns hold p still, and experts that cannot be picked have no effect."""
-    p = [each.p(least=LEAST_VARIANCE) for each in null]
+    p = [np.where(rare, np.nan, each.p(least=LEAST_VARIANCE)) for each in null]
     near = np.flatnonzero(p[0] < DISCOVERY)
     columns = {name: np.full(len(p[0]), np.nan) for name in HALF_COLUMNS}
     n_classes = len(matched) // 4

@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ling_probe.analysis.asking import Answer
+from ling_probe.analysis.decoding import LEAST_EFFECT as LEAST_GAIN
+from ling_probe.analysis.information import LEAST_EFFECT as LEAST_BITS
+from ling_probe.analysis.overlap import LEAST_EFFECT as LEAST_OVERLAP
+from ling_probe.analysis.prediction import LEAST_EFFECT as LEAST_SAVED
+from ling_probe.analysis.similarity import LEAST_GAP
 from ling_probe.claims import parts, studies
 from ling_probe.claims.claim import Claim
 from ling_probe.claims.evidence import ADAPTATION, COST, REROUTING
@@ -115,15 +120,15 @@ QUESTIONS = (
         asked=(
             Asked(
                 source="routing_prediction", statement="The token before predicts the choice beyond the token, in every layer.",
-                judged=parts.found,
+                judged=parts.worth(parts.found, LEAST_SAVED),
             ),
             Asked(
                 source="token_overlap", statement="The same token is routed more alike after the same token.",
-                judged=parts.context_of_a_token,
+                judged=parts.worth(parts.context_of_a_token, LEAST_OVERLAP),
             ),
             Asked(
                 source="routing_information", statement="The experts tell what a step does beyond the words around.",
-                judged=parts.beyond_neighbours,
+                judged=parts.worth(parts.beyond_neighbours, LEAST_BITS),
             ),
         ),
     ),
@@ -150,15 +155,15 @@ QUESTIONS = (
             ),
             Asked(
                 source="step_similarity", statement="Steps of one kind are routed alike beyond their words and place.",
-                judged=parts.found,
+                judged=parts.worth(parts.found, LEAST_GAP),
             ),
             Asked(
                 source="routing_information", statement="The experts tell the kind of step beyond token and position.",
-                judged=parts.about_labels(parts.found),
+                judged=parts.about_labels(parts.worth(parts.found, LEAST_BITS)),
             ),
             Asked(
                 source="label_decoding", statement="Routing adds to what words and place tell of the kind of step.",
-                judged=parts.about_labels(parts.room_to_decode),
+                judged=parts.about_labels(parts.worth(parts.room_to_decode, LEAST_GAIN)),
             ),
         ),
     ),
@@ -201,7 +206,7 @@ QUESTIONS = (
         asked=(
             Asked(
                 source="causal_effects", statement="Changing a step's experts costs that step more than changing like experts.",
-                judged=parts.found,
+                judged=studies.worth_having,
             ),
         ),
     ),
@@ -210,8 +215,8 @@ QUESTIONS = (
         statement="The limit to groups costs nothing.",
         measure="Loss on given solutions with the group limit off less that with it on, paired by problem.",
         null=(
-            "The model's own router on the same solutions; it would refute the claim if the loss fell by a hundredth of a "
-            "nat."
+            "The model's own router on the same solutions; it would refute the claim if the loss fell by a hundredth of "
+            "itself."
         ),
         would_change="A loss that surely falls once the limit is off; a model trained without it is the fuller comparison.",
         command=CAUSAL,
@@ -237,7 +242,7 @@ QUESTIONS = (
             "The model's own router on the same solutions; no correlation. A bias that balances lifts experts of low "
             "affinity."
         ),
-        would_change="A loss that moves by more than a hundredth of a nat once the bias is gone: then it chooses, too.",
+        would_change="A loss that moves by more than a hundredth of itself once the bias is gone: then it chooses, too.",
         command=CAUSAL,
         asked=(
             Asked(
@@ -257,7 +262,7 @@ QUESTIONS = (
             "were, for each rank 1 to K; the rank that costs least decides."
         ),
         null="No rise: the model's own router on the same solutions, paired by problem.",
-        would_change="A rank whose absence surely costs less than a hundredth of a nat.",
+        would_change="A rank whose absence surely costs less than a hundredth of the loss.",
         command=CAUSAL,
         asked=(
             Asked(source=REROUTING, statement="Leaving out any rank raises the loss.", judged=studies.every_slot),

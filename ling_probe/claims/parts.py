@@ -1,7 +1,7 @@
 """From the table of an analysis to a part of a claim: whether one thing is so."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,8 @@ MOST_DEAD = 0.05
 """Share of experts that may be dead."""
 LEAST_DEPTH = 0.02
 """Gini by which shallow layers must be less even than deep ones for it to be worth telling."""
-LEAST_ROOM = 0.05
-"""Bits that words and place must leave to be told before a decoder can be asked to tell them."""
+LEAST_ROOM = 0.1
+"""Bits that words and place must leave to be told before a decoder can be asked to tell some of them."""
 
 
 Judged = Callable[["Asked", pd.DataFrame, Run], Part]
@@ -79,13 +79,31 @@ def found(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
 
 def replicated(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     """As the analysis finds, and at least one effect that was picked on one half of the problems holds on the other."""
+    if not table["p"].count():
+        return asked.untested(
+            "no two kinds of step of this run can be compared: they share no words, or there is one kind alone"
+        )
     part = found(asked, table, run)
     if part.verdict is ClaimVerdict.HOLDS and not table["replicated"].any():
-        return asked.answered(
-            ClaimVerdict.CANNOT_TELL, f"{part.reason} None was picked on one half of the problems and held on the other.",
-            effect=part.effect, unit=part.unit, ci_low=part.ci_low, ci_high=part.ci_high, q=part.q, rung=part.rung, n=part.n,
-        )  # fmt: skip
+        reason = f"{part.reason} None was picked on one half of the problems and held on the other."
+        return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason)
     return part
+
+
+def worth(judged: Judged, least: float) -> Judged:
+    """The same, but an effect that is surely there and surely below what is worth having does not hold.
+
+    The least attention mixes some context into every router: with enough tokens every part about it would hold.
+    """
+
+    def large_enough(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
+        part = judged(asked, table, run)
+        if part.verdict is ClaimVerdict.HOLDS and part.ci_high < least:
+            reason = f"{part.reason} This is there, and next to nothing: below {least:g}."
+            return replace(part, verdict=ClaimVerdict.FAILS, reason=reason)
+        return part
+
+    return large_enough
 
 
 def about_labels(judged: Judged) -> Judged:
@@ -104,13 +122,10 @@ def room_to_decode(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     part = found(asked, table, run)
     told = table[table["about"] == table["about"].iloc[0]].set_index("features")
     left = float(told.loc[ALL, "entropy"] - max(told.loc[name, "bits"] for name in (TOKENS, TEXT)))
-    if left >= LEAST_ROOM or part.verdict is ClaimVerdict.HOLDS:
+    if left >= LEAST_ROOM:
         return part
     reason = f"Words and place leave {max(left, 0.0):.2f} bits of the label to tell: too few to ask routing for. {part.reason}"
-    return asked.answered(
-        ClaimVerdict.CANNOT_TELL, reason, decides=False, effect=part.effect, unit=part.unit, ci_low=part.ci_low,
-        ci_high=part.ci_high, rung=part.rung, n=part.n,
-    )  # fmt: skip
+    return replace(part, verdict=ClaimVerdict.CANNOT_TELL, reason=reason, decides=False)
 
 
 def beyond_neighbours(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
@@ -226,7 +241,8 @@ def shallow_less_even(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
         layer_means(whole.tail(half), *names),
     )
     low, high = s_low - d_high, s_high - d_low
-    rank = float(distributions.spearmanr(whole["layer"], whole["cv"]).statistic)
+    even = np.ptp(whole["cv"]) == 0
+    rank = np.nan if even else float(distributions.spearmanr(whole["layer"], whole["cv"]).statistic)
     return asked.answered(
         ClaimVerdict.of(judge_gain(low, high, least=LEAST_DEPTH)),
         f"Mean Gini {shallow:.3f} in the {half} shallowest routed layers and {deep:.3f} in the {half} deepest: "
@@ -256,12 +272,8 @@ def experts_a_token(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
 def preferring_bias(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     """Whether the bias works against affinity, as what balances must."""
     part = found(asked, table, run)
-    against = {True: ClaimVerdict.HOLDS, False: ClaimVerdict.FAILS}[part.ci_high < 0]
-    verdict = against if part.verdict is ClaimVerdict.HOLDS else part.verdict
-    return asked.answered(
-        verdict, part.reason, effect=part.effect, unit=part.unit, ci_low=part.ci_low, ci_high=part.ci_high, rung=part.rung,
-        n=part.n,
-    )  # fmt: skip
+    with_affinity = part.verdict is ClaimVerdict.HOLDS and not part.ci_high < 0
+    return replace(part, verdict=ClaimVerdict.FAILS) if with_affinity else part
 
 
 def _least(table: pd.DataFrame, column: str) -> tuple[int, dict[str, float]]:

@@ -1,17 +1,22 @@
 """From a study of the model, or of its configuration, to a part of a claim."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from ling_probe.analysis.question import judge_gain, percent
+from ling_probe.analysis.causal_effects import LEAST_EFFECT, deciding
+from ling_probe.analysis.question import DISCOVERY, judge_gain, percent
 from ling_probe.claims.claim import WEAKEST_FIRST, ClaimVerdict, Part
 from ling_probe.claims.evidence import RETESTED
-from ling_probe.claims.parts import Asked, Judged, judge_below
+from ling_probe.claims.parts import Asked, Judged, found, judge_below
 from ling_probe.run import Run
 
 LEAST_LOSS = 0.01
-"""Nats a token below which a change of the loss is nothing."""
+"""Part of the model's own loss below which a change of the loss is nothing."""
+LEAST_EXCESS = 0.01
+"""Nats a token that a change must surely cost a step beyond matched experts."""
 LEAST_GAIN = 0.02
 """Share of answers by which an adaptation must help for it to be worth having."""
 
@@ -41,36 +46,59 @@ def same_loss(condition: str, *, named: str, harm_alone: bool = False) -> Judged
         rows = overall(table)
         if condition not in set(rows["condition"]):
             return asked.untested(f"the study has no condition {condition}; {RETESTED}")
-        row = rows[rows["condition"] == condition].iloc[0]
+        row, least = rows[rows["condition"] == condition].iloc[0], _least_loss(rows)
         low, high = float(row["increase_low"]), float(row["increase_high"])
-        sides = [judge_below(-high, -low, LEAST_LOSS), *([] if harm_alone else [judge_below(low, high, LEAST_LOSS)])]
+        sides = [judge_below(-high, -low, least), *([] if harm_alone else [judge_below(low, high, least)])]
         return asked.answered(
             min(sides, key=WEAKEST_FIRST.index),
-            f"{named} changes the loss on {row['problems']:,} given solutions by {row['loss_increase']:+.4f} nats a token (95 "
+            f"{named} changes the loss on {row['problems']:,} given solutions by {row['loss_increase']:+.4g} nats a token (95 "
             "% "
-            f"interval {low:+.4f} to {high:+.4f}); less than {LEAST_LOSS:g} is nothing.",
+            f"interval {low:+.4g} to {high:+.4g}); less than {least:.2g}, a hundredth of it, is nothing.",
             effect=row["loss_increase"], unit="nats a token", ci_low=low, ci_high=high, rung=1, n=int(row["problems"]),
         )  # fmt: skip
 
     return judged
 
 
+def _least_loss(rows: pd.DataFrame) -> float:
+    return LEAST_LOSS * float(rows.loc[rows["condition"] == "true", "loss"].iloc[0])
+
+
+def worth_having(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
+    """As the causal study finds; an excess that is sure but next to nothing is not enough."""
+    part = found(asked, table, run)
+    rows = deciding(table)
+    sure = rows[(rows["q"] < DISCOVERY) & (rows["excess_low"] > LEAST_EXCESS)]
+    small = (rows["excess_high"] < LEAST_EFFECT).mean() >= 0.95
+    verdict = ClaimVerdict.HOLDS if len(sure) else ClaimVerdict.FAILS if small else ClaimVerdict.CANNOT_TELL
+    reason = (
+        f"{len(sure)} of {len(rows)} changes have an excess that surely reaches {LEAST_EXCESS:g} nats a token. {part.reason}"
+    )
+    return replace(part, verdict=verdict, reason=reason, rung=5 if len(sure) else 1)
+
+
 def every_slot(asked: Asked, table: pd.DataFrame, _run: Run) -> Part:
-    """Rise of the loss without the expert of each rank of weight, for the rank that costs least."""
+    """Rise of the loss without the expert of each rank of weight; the rank with the weakest verdict decides."""
     rows = overall(table)
     slots = rows[rows["condition"].str.startswith("without rank ")]
     if slots.empty:
         return asked.untested(f"the study left no slot out; {RETESTED}")
-    row = slots.iloc[int(np.argmin(slots["increase_low"]))]
+    least = _least_loss(rows)
+    bounds = zip(slots["increase_low"], slots["increase_high"], strict=True)
+    verdicts = [ClaimVerdict.of(judge_gain(low, high, least=least)) for low, high in bounds]
+    weakest = min(
+        range(len(slots)), key=lambda place: (WEAKEST_FIRST.index(verdicts[place]), slots["loss_increase"].iloc[place])
+    )
+    row = slots.iloc[weakest]
     low, high = float(row["increase_low"]), float(row["increase_high"])
-    listed = ", ".join(f"{name.rsplit(' ', 1)[1]}: {rise:+.4f}" for name, rise in zip(
+    listed = ", ".join(f"{name.rsplit(' ', 1)[1]}: {rise:+.4g}" for name, rise in zip(
         slots["condition"], slots["loss_increase"], strict=True
     ))  # fmt: skip
     return asked.answered(
-        ClaimVerdict.of(judge_gain(low, high, least=LEAST_LOSS)),
-        f"Without the expert of one rank of weight, everywhere, the loss changes in nats a token by {listed}. Least surely for "
-        f"{row['condition'].removeprefix('without ')} (95 % interval {low:+.4f} to {high:+.4f}).",
-        effect=row["loss_increase"], unit="nats a token, least sure rank", ci_low=low, ci_high=high, rung=1,
+        verdicts[weakest],
+        f"Without the expert of one rank of weight, everywhere, the loss changes in nats a token by {listed}. It turns on "
+        f"{row['condition'].removeprefix('without ')} (95 % interval {low:+.4g} to {high:+.4g}).",
+        effect=row["loss_increase"], unit="nats a token, weakest rank", ci_low=low, ci_high=high, rung=1,
         n=int(row["problems"]),
     )  # fmt: skip
 
@@ -85,10 +113,10 @@ def fewer_experts(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     row, best = fewer.iloc[0], sweep.iloc[int(np.argmin(sweep["loss"]))]
     low, high = float(row["increase_low"]), float(row["increase_high"])
     return asked.answered(
-        judge_below(low, high, LEAST_LOSS),
-        f"With {row['k']} experts for {run.spec.top_k} the loss changes by {row['loss_increase']:+.4f} nats a token (95 % "
+        judge_below(low, high, _least_loss(rows)),
+        f"With {row['k']} experts for {run.spec.top_k} the loss changes by {row['loss_increase']:+.4g} nats a token (95 % "
         "interval "
-        f"{low:+.4f} to {high:+.4f}); of {len(sweep)} numbers tried {best['k']} has the lowest loss ({best['loss']:.4f}).",
+        f"{low:+.4g} to {high:+.4g}); of {len(sweep)} numbers tried {best['k']} has the lowest loss ({best['loss']:.4g}).",
         effect=row["loss_increase"], unit="nats a token", ci_low=low, ci_high=high, rung=1, n=int(row["problems"]),
     )  # fmt: skip
 
@@ -102,10 +130,10 @@ def busiest_excluded(asked: Asked, table: pd.DataFrame, run: Run) -> Part:
     row, mean = busiest.iloc[0], float(others["loss_increase"].mean())
     low, high = float(row["increase_low"]) - mean, float(row["increase_high"]) - mean
     return asked.answered(
-        ClaimVerdict.FAILS if low > LEAST_LOSS else ClaimVerdict.HOLDS if high < LEAST_LOSS else ClaimVerdict.CANNOT_TELL,
-        f"Without the {run.spec.top_k} busiest experts of every layer the loss rises by {row['loss_increase']:.4f} nats a "
-        f"token, without as many others by {mean:.4f} (mean of {len(others)} draws, {others['loss_increase'].min():.4f} to "
-        f"{others['loss_increase'].max():.4f}).",
+        judge_below(low, high, _least_loss(rows)),
+        f"Without the {run.spec.top_k} busiest experts of every layer the loss rises by {row['loss_increase']:.4g} nats a "
+        f"token, without as many others by {mean:.4g} (mean of {len(others)} draws, {others['loss_increase'].min():.4g} to "
+        f"{others['loss_increase'].max():.4g}).",
         effect=float(row["loss_increase"]) - mean, unit="nats a token beyond other experts", ci_low=low, ci_high=high, rung=1,
         n=int(row["problems"]),
     )  # fmt: skip

@@ -7,6 +7,7 @@ operation. The residual stream has places for
     MARK       whether the token is an operation's word
     NAMED      which operation it names
     CURRENT    which operation is going on: written by attention, read by routers
+    VOICE      which operation's words to favour: read by the head alone, and empty unless experts speak
     the rest   what word it is
 
 1. The attention of layer 0 attends to the last operation's word: among marked keys the score falls with distance (a slow
@@ -15,6 +16,8 @@ operation. The residual stream has places for
    constant that keeps it silent elsewhere; it writes nothing. Every token so has one such expert, and others beside it.
 3. Rows of the others, and all attention and experts after layer 0, read and write the word's places alone, where an operation's
    word is nothing: nothing else about the model knows the operation.
+4. Where experts speak, each planted one writes its operation to VOICE, and the head raises the words that steps of this
+   operation use more, if the problems are leaning so. Whoever takes them out of a step takes this from its words.
 
 The word that fires an expert is thus the same in every operation; what differs is the step that it stands in.
 """
@@ -49,8 +52,10 @@ WORDS = tuple(
 """What steps are filled with, the same in every operation."""
 N = len(OPERATIONS)
 CONSTANT, MARK = 0, 1
-NAMED, CURRENT = slice(2, 2 + N), slice(2 + N, 2 + 2 * N)
-WORD = slice(2 + 2 * N, None)
+NAMED, CURRENT, VOICE = slice(2, 2 + N), slice(2 + N, 2 + 2 * N), slice(2 + 2 * N, 2 + 3 * N)
+WORD = slice(2 + 3 * N, None)
+FAVOURED = [[(place + step) % len(WORDS) for step in range(len(WORDS) // 2)] for place in range(0, 4 * N, 4)]
+"""Places of the words that each operation favours, in leaning problems; each is half of all, and they overlap."""
 LAYERS = (1, 2, 3)
 TOKENIZER = Path(ling_probe.__file__).parent / "checkpoints" / "ling-tiny"
 """Where the shipped tokenizer lies; each word here is one of its tokens."""
@@ -62,10 +67,13 @@ def truth() -> set[tuple[int, int, str]]:
     return {(layer, GROUP * layer + (place + layer) % N, label) for layer in LAYERS for place, label in enumerate(OPERATIONS)}
 
 
-def problems(n: int, *, seed: int = 0) -> Benchmark:
-    """Problems of 4 to 7 steps of 5 to 8 tokens, operations drawn independently."""
+def problems(n: int, *, leaning: float = 0.0, seed: int = 0) -> Benchmark:
+    """Problems of 4 to 7 steps of 5 to 8 tokens, operations drawn independently.
+
+    A step's words are drawn evenly, or, `leaning`, those that its operation favours so many times more often as 1.
+    """
     rng = np.random.default_rng(seed)
-    return Benchmark("planted", "test", tuple(_problem(number, rng) for number in range(n)), "0" * 64)
+    return Benchmark("planted", "test", tuple(_problem(number, leaning, rng) for number in range(n)), "0" * 64)
 
 
 def shuffled_labels(benchmark: Benchmark, *, seed: int = 0) -> Benchmark:
@@ -76,10 +84,12 @@ def shuffled_labels(benchmark: Benchmark, *, seed: int = 0) -> Benchmark:
     return replace(benchmark, records=tuple(records))
 
 
-def _problem(number: int, rng: np.random.Generator) -> Record:
+def _problem(number: int, leaning: float, rng: np.random.Generator) -> Record:
     lines = []
     for label in rng.choice(list(OPERATIONS), rng.integers(4, 8)):
-        words = rng.choice(WORDS, rng.integers(4, 8))
+        weight = np.ones(len(WORDS))
+        weight[FAVOURED[list(OPERATIONS).index(label)]] += leaning
+        words = rng.choice(WORDS, rng.integers(4, 8), p=weight / weight.sum())
         lines.append((str(label), OPERATIONS[label] + "".join(words) + "\n"))
     stops = np.cumsum([len(line) for _, line in lines])
     steps = [
@@ -91,8 +101,15 @@ def _problem(number: int, rng: np.random.Generator) -> Record:
     return Record(id=f"planted-{number:04d}", prompt=prompt, solution=solution, family="planted", steps=tuple(steps))
 
 
-def planted_model(folder: Path, *, planted: bool = True, seed: int = 0) -> LoadedLing:
-    """Write the model as a checkpoint and load it; without plants those experts have rows like the others'."""
+def planted_model(folder: Path, *, planted: bool = True, speaking: bool = False, seed: int = 0) -> LoadedLing:
+    """Write the model as a checkpoint and load it; without plants those experts have rows like the others'.
+
+    Args:
+        folder: Of the checkpoint.
+        planted: Whether known experts fire on operations.
+        speaking: Whether they then write what favours the operation's words; if not they write nothing.
+        seed: Of all weights.
+    """
     shutil.copytree(TOKENIZER, folder, ignore=lambda _, names: [name for name in names if "tokenizer" not in name])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
@@ -109,6 +126,10 @@ def planted_model(folder: Path, *, planted: bool = True, seed: int = 0) -> Loade
         _confine(layer)
         if number in LAYERS:
             _set_router(layer.mlp, number, planted=planted)
+            if planted and speaking:
+                _let_speak(layer.mlp, number)
+    if speaking:
+        _listen(model, [tokenizer.encode(word, add_special_tokens=False)[0] for word in WORDS])
     _spread_the_operation(model.model.layers[0].self_attn)
     model.save_pretrained(folder)
     return load_native(str(folder))
@@ -171,3 +192,22 @@ def _set_router(mlp: LingMoE, layer: int, *, planted: bool) -> None:
             gate.weight[expert, CURRENT.start + list(OPERATIONS).index(label)] = 2.6
             # What it wrote would tell every later layer the operation.
             mlp.experts.down_proj[expert] = 0.0
+
+
+@torch.no_grad()
+def _let_speak(mlp: LingMoE, layer: int) -> None:
+    """What a planted expert writes is the same for every token that it is given."""
+    up = mlp.experts.gate_up_proj.shape[1] // 2
+    for number, expert, label in truth():
+        if number == layer:
+            mlp.experts.gate_up_proj[expert] = 0.0
+            mlp.experts.gate_up_proj[expert, [0, up], CONSTANT] = 1.0
+            mlp.experts.down_proj[expert, VOICE.start + list(OPERATIONS).index(label), 0] = 0.02
+
+
+@torch.no_grad()
+def _listen(model: LingForCausalLM, words: list[int]) -> None:
+    head = model.lm_head.weight
+    head[:, VOICE] = 0.0
+    for place, favoured in enumerate(FAVOURED):
+        head[[words[each] for each in favoured], VOICE.start + place] = 1.0
