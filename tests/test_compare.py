@@ -129,7 +129,7 @@ def ling(*words):
 def test_the_command_line_compares_refuses_and_prints_the_schema(tmp_path):
     traces = plain_traces(12)
     runs = [write_run(tmp_path / name, traced).folder for name, traced in (("a", traces), ("b", rerouted(traces)))]
-    done = ling("compare", *runs, "--out", tmp_path / "out", "--json", "--tables", "parquet")
+    done = ling("compare", *runs, "--out", tmp_path / "out", "--json", "--tables", "parquet", "--workers", 1)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["table"] for row in rows} == {"index", "runs", "answers", "agreement"}

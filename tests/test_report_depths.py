@@ -1,6 +1,8 @@
 """How much a report tells, of which experts, as which files; report.json against its schema."""
 
 import base64
+import doctest
+import importlib
 import json
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from ling_probe.report.experts import MOST, chosen_experts, named_experts
 from ling_probe.report.figures import drawn
 from ling_probe.report.sections import Section
 from ling_probe.report.strongest import strongest_tokens, written_tokens
+from ling_probe.report.tables import write_table
 from ling_probe.run import Run
 from ling_probe.spec import ModelSpec
 
@@ -241,6 +244,15 @@ def test_no_text_of_a_figure_ends_its_script_or_is_endless():
     assert one["title"] == "<!--"
 
 
+def test_tokens_keep_their_line_ends_apart_from_spaces(tmp_path):
+    table = pd.DataFrame({"name": [" ", "\n", "\t", "\x1b[2J", "=1+1", None], "count": range(6)})
+    write_table(tmp_path, "enrichment", table, [TableKind.csv, TableKind.parquet])
+    names = pd.read_parquet(tmp_path / "enrichment.parquet")["name"].tolist()
+    assert names[:5] == [" ", "⏎", "⇥", "‹1B›[2J", "=1+1"]
+    assert pd.isna(names[5])
+    assert "\x1b" not in (tmp_path / "enrichment.csv").read_text(encoding="utf-8")
+
+
 def test_hostile_texts_stay_text(hostile):
     told(hostile)
     page, words = ((hostile / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
@@ -262,3 +274,10 @@ def test_endless_texts_do_not_make_a_page_large(tmp_path):
     assert (tmp_path / "report" / "report.html").stat().st_size < 3_000_000
     assert all(path.stat().st_size < 1_000_000 for path in (tmp_path / "report" / "tables").iterdir())
     assert "(1,000,000 letters)" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["report.shown", "report.figures", "analysis.accuracy"])
+def test_doctests_hold(name):
+    found = doctest.testmod(importlib.import_module(f"ling_probe.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -32,6 +32,15 @@ def shown(text: str, *, most: int = LONGEST) -> str:
     return told if len(text) <= most else f"{told}… ({len(text):,} letters)"
 
 
+def visible(text: str, *, most: int = LONGEST) -> str:
+    r"""The same for tokens, whose line ends and tabs are told apart from spaces.
+
+    >>> visible("a\n")
+    'a⏎'
+    """
+    return shown(text[:most].translate(_GLYPHS) + text[most:], most=most)
+
+
 def all_shown(value: Any, *, most: int = LONGEST) -> Any:
     """A plain value with every text in it made fit to show, names of fields too; sentences may be longer."""
     if isinstance(value, str):
@@ -74,6 +83,9 @@ def markdown(text: str) -> str:
     """
     safe = shown(" ".join(text.split()), most=SENTENCE).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{letter}" if letter in "\\`*_[]|~$" else letter for letter in safe)
+
+
+_GLYPHS = str.maketrans({"\n": "⏎", "\t": "⇥"})
 
 
 def _letter(letter: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ling_probe.report.shown import shown
+from ling_probe.report.shown import visible
 from ling_probe.run import Run, TokenBatch
 
 Expert = tuple[int, int]
@@ -81,7 +81,7 @@ def _extremes(table: pd.DataFrame, words: dict[int, str], n: int) -> dict[str, l
     ends = {"promoted": ordered[ordered["mean"] > 0].head(n), "demoted": ordered[ordered["mean"] < 0].tail(n)[::-1]}
     return {
         name: [
-            {"token": words[token_id], "mean": mean, "count": count}
+            {"token": visible(words[token_id], most=TOKEN), "mean": mean, "count": count}
             for token_id, mean, count in _rows(rows, "token_id", "mean", "count")
         ]
         for name, rows in ends.items()
@@ -118,7 +118,7 @@ def _contexts(run: Run, found: Iterable[pd.DataFrame]) -> dict[tuple[int, int], 
 
 
 def _joined(words: Iterable[str]) -> str:
-    return "".join(shown(word, most=TOKEN) for word in words)
+    return "".join(visible(word, most=TOKEN) for word in words)
 
 
 def _rows(table: pd.DataFrame, *names: str) -> list[tuple[Any, ...]]:

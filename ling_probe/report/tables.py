@@ -8,7 +8,7 @@ import pandas as pd
 
 from ling_probe.analysis import ANALYSES
 from ling_probe.errors import UsageError
-from ling_probe.report.shown import shown
+from ling_probe.report.shown import visible
 
 TABLE_ROWS = 50_000
 """Longer tables are cut to their first rows to read; pairs of 256 experts in 19 layers are 620,160."""
@@ -52,4 +52,4 @@ def _fit_to_read(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(value: object) -> object:
-    return value if not isinstance(value, str) or (value.isprintable() and len(value) < 100) else shown(value)
+    return value if not isinstance(value, str) or (value.isprintable() and len(value) < 100) else visible(value)
