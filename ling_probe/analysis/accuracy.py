@@ -52,7 +52,7 @@ def paired_difference(only_first: int, only_other: int, problems: int) -> tuple[
     """95 % interval of a difference of paired shares: Wald's, with half a problem added to each of the four cells.
 
     >>> [round(bound, 3) for bound in paired_difference(0, 0, 100)]
-    [-0.027, 0.027]
+    [-0.019, 0.019]
     """
     more, fewer, n = only_first + 0.5, only_other + 0.5, problems + 2
     middle = (more - fewer) / n
