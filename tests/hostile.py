@@ -22,7 +22,9 @@ TEXTS = (
 )
 
 
-def hostile_run(folder, n_sequences=12) -> Run:
+def hostile_run(folder, n_sequences=12, more=()) -> Run:
+    """Such a run; `more` texts come before the others."""
+    texts = (*more, *TEXTS)
     spec = synthetic_spec(name="<b>model</b>")
     run = Run.create(
         folder,
@@ -32,19 +34,19 @@ def hostile_run(folder, n_sequences=12) -> Run:
         options={},
     )
     traces = synthetic_traces(spec, n_sequences, rng=np.random.default_rng(0))
-    run.append([_hostile(number, trace) for number, trace in enumerate(traces)])
+    run.append([_hostile(number, trace, texts) for number, trace in enumerate(traces)])
     run.finish()
     return run
 
 
-def _hostile(number, trace):
-    text = TEXTS[number % len(TEXTS)]
+def _hostile(number, trace, texts):
+    text = texts[number % len(texts)]
     return replace(
         trace,
         sequence_id=f"{number} {text}",
-        tokens=tuple(islice(cycle(TEXTS), trace.n_tokens)),
-        steps=tuple(replace(span, label=TEXTS[span.step]) for span in trace.steps),
-        family=TEXTS[number % 3],
+        tokens=tuple(islice(cycle(texts), trace.n_tokens)),
+        steps=tuple(replace(span, label=texts[span.step]) for span in trace.steps),
+        family=texts[number % 3],
         prompt=text,
         completion=text,
         answer=text,

@@ -1,5 +1,10 @@
+import base64
+import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +12,11 @@ import pandas as pd
 import pytest
 from synthetic import Effects, Planted, synthetic_spec, synthetic_traces
 
-from ling_probe import report
 from ling_probe.analysis import ANALYSES, SINGLE, Verdict, label_specialisation, surest_picked
 from ling_probe.errors import UsageError
 from ling_probe.interventions import exclude
-from ling_probe.report import headline, write_report
+from ling_probe.report import Depth, headline, tables, write_report
+from ling_probe.report.figures import script_digest
 from ling_probe.run import Run
 
 NASTY = "</script><script>alert(1)</script>|&"
@@ -42,7 +47,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "new" / "report"
-    assert write_report(run, folder) == folder / "report.html"
+    assert write_report(run, folder, depth=Depth.expert, experts=["2.0"]) == folder / "report.html"
     return folder
 
 
@@ -64,23 +69,37 @@ def test_everything_is_there(folder):
     assert set(files(folder)) == {"report.html", "report.md", "report.json", *tables}
 
 
-def test_same_run_same_bytes(run, folder, tmp_path):
-    write_report(run, tmp_path / "again")
-    assert files(tmp_path / "again") == files(folder)
+def test_same_run_same_bytes_whatever_the_order_of_sets(run, folder, tmp_path):
+    program = [sys.executable, "-c", "from ling_probe.cli import main; main()"]
+    options = ["report", run.folder, "--out", tmp_path, "--depth", "expert", "--experts", "2.0"]
+    environment = os.environ | {"PYTHONHASHSEED": "4321"}
+    done = subprocess.run([*program, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == files(folder)
 
 
 def test_the_page_needs_no_network_and_can_be_mailed(folder, page):
-    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
-    assert not re.search(r"""(src|href)=["'](?!tables/|#q-)""", own)
-    assert "default-src 'none'" in own
-    plots = page.count("Plotly.newPlot(") - page.split("</head>")[0].count("Plotly.newPlot(")
-    assert plots >= len(answered(folder))
-    assert len(page.encode()) < 6_000_000
+    own = re.sub(r'<script type="text/plain" id="library">.*?</script>', "", page, count=1, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["'](?!tables/|#)""", own)
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', own)[1]
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[\w+/=]+' 'sha256-[\w+/=]+';", policy)
+    assert own.count('class="plot"') >= len(answered(folder))
+    assert len(page.encode()) < 3_000_000
     assert '"showSendToCloud": false' in own
+
+
+def test_only_the_two_scripts_that_the_policy_names_are_there(page):
+    policy = re.search(r"script-src '(.*?)' '(.*?)';", page)
+    inline = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    packed = re.search(r'id="library">(.*?)</script>', page)[1]
+    library = gzip.decompress(base64.b64decode(packed)).decode()
+    assert [script_digest(text) for text in (*inline, library)] == list(policy.groups())
 
 
 def test_the_page_says_who_ran_what_and_how_well(folder, page):
     text = page.split("</head>")[1]
+    assert text.index('id="claims"') < text.index("The most specialised experts") < text.index('id="index"')
     for expected in ("ling-test", "stepbench test", "60 sequences", "1234"):
         assert expected in text
     for name in SINGLE:
@@ -167,7 +186,7 @@ def test_tables_are_the_analyses(run, folder):
 
 
 def test_long_tables_keep_the_rows_to_read_first(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "TABLE_ROWS", 10)
+    monkeypatch.setattr(tables, "TABLE_ROWS", 10)
     write_report(run, tmp_path / "report", analyses=["label_specialisation"])
     kept = pd.read_csv(tmp_path / "report" / "tables" / "label_specialisation.csv")
     assert len(kept) == 10

@@ -3,6 +3,7 @@
 Experts are named by the columns `layer` and `expert`. Each function raises `UsageError` where a run cannot answer it.
 """
 
+from ling_probe.analysis.accuracy import accuracy_difference
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
 from ling_probe.analysis.agreement import route_agreement
 from ling_probe.analysis.asking import answers, finding, findings_index
@@ -58,6 +59,7 @@ __all__ = [
     "Analysis",
     "Finding",
     "Verdict",
+    "accuracy_difference",
     "affinity_sets",
     "answer_prediction",
     "answers",

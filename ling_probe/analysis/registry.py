@@ -1,5 +1,6 @@
 """Every analysis by name, in the order a report tells them."""
 
+from ling_probe.analysis.accuracy import ACCURACY_DIFFERENCE
 from ling_probe.analysis.affinity import EXPERT_AFFINITY
 from ling_probe.analysis.agreement import ROUTE_AGREEMENT
 from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
@@ -87,6 +88,7 @@ ANALYSES: dict[str, Analysis] = {
         SHARED_SHARE,
         LOGIT_ATTRIBUTION,
         # how runs differ
+        ACCURACY_DIFFERENCE,
         ROUTER_SATURATION,
         ROUTE_AGREEMENT,
         LOAD_SHIFT,

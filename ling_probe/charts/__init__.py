@@ -14,6 +14,7 @@ from ling_probe.analysis.affinity import affinity_sets
 from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.comparison import (
+    accuracy_bars,
     agreement_lines,
     margin_lines,
     saturation_curves,
@@ -110,6 +111,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
         transition_lines(table),
         transition_heatmap(table, layer=int(surest_first(table)["layer"].iloc[0])),
     ],
+    "accuracy_difference": lambda table, _: [accuracy_bars(table)],
     "route_agreement": lambda table, _: [
         agreement_lines(table),
         *([margin_lines(table)] if (table["margin"] != "all").any() else []),
@@ -127,6 +129,7 @@ __all__ = [
     "FIGURES",
     "MUTED",
     "PALETTE",
+    "accuracy_bars",
     "affinity_lines",
     "agreement_heatmap",
     "agreement_lines",

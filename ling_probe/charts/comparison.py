@@ -125,3 +125,23 @@ def shift_bars(table: pd.DataFrame, *, top: int = 12) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
     return figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+
+
+def accuracy_bars(table: pd.DataFrame) -> go.Figure:
+    """Differences of `accuracy_difference` in the share of right answers, with their 95 % intervals."""
+    names = [f"{escape(str(row.family))} · {escape(str(row.against))}" for row in table.itertuples()]
+    point = go.Scatter(
+        x=table["difference"].to_numpy(),
+        y=names,
+        mode="markers",
+        name="this run less the other (grey: not significant)",
+        marker={"color": np.where(table["q"] < 0.05, PALETTE[0], MUTED), "size": 10},
+        customdata=table[["share", "other_share", "problems", "q"]].to_numpy(),
+        hovertemplate="%{y}<br>%{customdata[0]:.1%} and %{customdata[1]:.1%} of %{customdata[2]:,} problems, "
+        "q %{customdata[3]:.3g}<extra></extra>",
+    )
+    title, x = ANALYSES["accuracy_difference"].question, "difference in the share of right answers"
+    figure = figure_of([intervals(table, names), point], title, x=x, y="", height=140 + 28 * len(table))
+    figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
+    figure.update_xaxes(tickformat="+.0%")
+    return figure.update_yaxes(autorange="reversed", type="category", automargin=True)

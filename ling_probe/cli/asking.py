@@ -1,5 +1,6 @@
 """Commands that ask about a run."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +9,9 @@ import typer
 from rich.console import Console
 
 from ling_probe.cli.app import app
-from ling_probe.cli.opening import check_explorable
-from ling_probe.cli.options import WORKERS, Against, Json, RunFolder, Workers
-from ling_probe.cli.showing import clean, out, print_frame, print_index, print_rows
+from ling_probe.cli.opening import check_explorable, check_printable, table_kinds
+from ling_probe.cli.options import WORKERS, Against, DepthName, Json, Pdf, RunFolder, Tables, Workers
+from ling_probe.cli.showing import clean, out, print_comparison, print_frame, print_index, print_page, print_rows
 from ling_probe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,20 +92,72 @@ def _told_experts(rows: list[dict[str, Any]]) -> str:
 
 @app.command()
 def report(
-    folder: RunFolder,
+    folder: Annotated[Path | None, typer.Argument(help="A run folder.", metavar="RUN", show_default=False)] = None,
     into: Annotated[Path | None, typer.Option("--out", help="Folder of the report; the run's own if left out.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Analyses by name; all if left out.")] = None,
+    depth: Annotated[
+        DepthName, typer.Option(help="summary: one page; full: every question; expert: that, expert by expert.")
+    ] = (DepthName.full),
+    only: Annotated[list[str] | None, typer.Option(help="Analyses by name; all of the depth if left out.")] = None,
+    experts: Annotated[
+        list[str] | None, typer.Option(help="An expert to tell of too, such as 4.20; repeatable.", metavar="LAYER.EXPERT")
+    ] = None,
     against: Against = None,
+    tables: Tables = None,
+    pdf: Pdf = False,
     workers: Workers = WORKERS,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of report.json, and do nothing else.")
+    ] = False,
 ) -> None:
-    """Write the report of a run: one offline page, Markdown, and every table as CSV and JSON."""
-    from ling_probe.report import write_report
+    """Write the report of a run: one offline page, Markdown, JSON and every table."""
+    from ling_probe.report import REPORT_SCHEMA, Depth, write_report
     from ling_probe.run import Run
 
+    if schema:
+        sys.stdout.write(json.dumps(REPORT_SCHEMA, indent=2, ensure_ascii=False) + "\n")
+        return
+    if folder is None:
+        raise UsageError("name a run to report: ling-probe report RUN (--schema prints what report.json holds)")
+    check_printable(pdf)
     run, others = Run.open(folder), [Run.open(each) for each in against or ()]
     with out.status("analysing"):
-        page = write_report(run, into or folder, analyses=tuple(only) if only else None, against=others, workers=workers)
-    out.print(str(page), soft_wrap=True)
+        page = write_report(
+            run, into or folder, analyses=tuple(only) if only else None, against=others, depth=Depth(depth.value),
+            experts=experts or (), kinds=table_kinds(tables), workers=workers,
+        )  # fmt: skip
+    print_page(page, pdf=pdf)
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Run folders; the first is compared with each other one.", metavar="RUN...")
+    ],
+    into: Annotated[Path, typer.Option("--out", help="Folder of the comparison.", show_default=False)],
+    tables: Tables = None,
+    pdf: Pdf = False,
+    workers: Workers = WORKERS,
+    as_json: Json = False,
+) -> None:
+    """Compare runs: answers to the same problems, choices for the same tokens, and loads."""
+    from ling_probe.report import write_comparison
+    from ling_probe.run import Run
+
+    if len(folders) < 2:
+        raise UsageError("name two runs or more: ling-probe compare RUN OTHER --out FOLDER")
+    check_printable(pdf)
+    runs = [Run.open(folder) for folder in folders]
+    with Console(stderr=True).status("comparing"):
+        page = write_comparison(runs, into, kinds=table_kinds(tables), workers=workers)
+    told = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    if as_json:
+        rows = [{"table": "index", **row} for row in told["index"]]
+        print_rows(
+            "", rows + [{"table": name, **row} for name, each in told["comparison"].items() for row in each], as_json=True
+        )
+        return
+    print_comparison(told["comparison"])
+    print_page(page, pdf=pdf)
 
 
 @app.command()

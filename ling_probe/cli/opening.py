@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from ling_probe.cli.options import (
-    DtypeName,
-)
+from ling_probe.cli.options import DtypeName, TableName
 from ling_probe.cli.showing import clean, print_verification
 from ling_probe.errors import UsageError
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from ling_probe.benchmarks import Benchmark
     from ling_probe.chat import Chat
     from ling_probe.model.load import LoadedLing
+    from ling_probe.report import TableKind
     from ling_probe.run import Run, Shard
 
 
@@ -78,6 +77,21 @@ def check_explorable(folder: Path) -> None:
         from ling_probe.run import Run
 
         Run.open(folder)
+
+
+def check_printable(pdf: bool) -> None:
+    """Refuse a PDF before minutes are spent, where nothing can print it."""
+    if pdf:
+        from ling_probe.report.pdf import find_browser
+
+        find_browser()
+
+
+def table_kinds(names: Sequence[TableName] | None) -> "tuple[TableKind, ...]":
+    """Kinds of table files by name; those a report writes by default where none is named."""
+    from ling_probe.report.tables import DEFAULT_KINDS, TableKind
+
+    return tuple(TableKind(name.value) for name in names) if names else DEFAULT_KINDS
 
 
 def read_problems(name: str, **options: Any) -> "Benchmark":

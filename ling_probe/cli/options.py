@@ -46,6 +46,22 @@ class OnError(StrEnum):
     skip = "skip"
 
 
+class DepthName(StrEnum):
+    """How much a report tells."""
+
+    summary = "summary"
+    full = "full"
+    expert = "expert"
+
+
+class TableName(StrEnum):
+    """Files a report's tables can be written as."""
+
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
 class StepsName(StrEnum):
     """How the reasoning steps of a text are found."""
 
@@ -70,6 +86,8 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 Against = Annotated[list[Path] | None, typer.Option(help="A run to compare with; repeatable.", metavar="RUN")]
 Split = Annotated[str, typer.Option(help="Which split of a benchmark.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many problems.", min=1)]
+Tables = Annotated[list[TableName] | None, typer.Option(help="Files of each table; repeatable (default csv and json).")]
+Pdf = Annotated[bool, typer.Option("--pdf", help="Print the page into report.pdf too, by an installed Chromium.")]
 Json = Annotated[bool, typer.Option("--json", help="Print rows as JSON lines instead of a table.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own on a GPU, float32 on the CPU.")]

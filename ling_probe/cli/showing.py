@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from ling_probe.benchmarks import Benchmark
@@ -92,6 +94,47 @@ def print_headline(first: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     out.print(f"  {clean(first['specialised_note'])}", soft_wrap=True)
+
+
+def print_page(page: "Path", *, pdf: bool) -> None:
+    """Say where a report's page is, and print it on paper where asked."""
+    out.print(str(page), soft_wrap=True)
+    if pdf:
+        from ling_probe.report import write_pdf
+
+        with out.status("printing"):
+            paper = write_pdf(page)
+        out.print(str(paper), soft_wrap=True)
+
+
+def print_comparison(told: dict[str, Any]) -> None:
+    """Print answers to the same problems and agreement by layer."""
+    answers = [
+        {
+            "against": row["against"],
+            "family": row["family"] or "unnamed",
+            "problems": row["problems"],
+            "right": f"{row['share']:.1%}",
+            "right there": f"{row['other_share']:.1%}",
+            "difference": f"{100 * row['difference']:+.1f} points ({100 * row['ci_low']:+.1f} to {100 * row['ci_high']:+.1f})",
+            "q": row["q"],
+        }
+        for row in told["answers"]
+    ]
+    alike = [
+        {
+            "against": row["against"],
+            "layer": row["layer"],
+            "experts in common": f"{row['agreement']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})",
+            "loads alone": f"{row['chance']:.1%}",
+            "same token elsewhere": "" if row["token_agreement"] is None else f"{row['token_agreement']:.1%}",
+            "choices that differ": f"{row['decisions_differ']:.1%}",
+        }
+        for row in told["agreement"]
+    ]
+    for title, rows in (("Answers to the same problems", answers), ("The same experts for the same tokens", alike)):
+        if rows:
+            print_rows(title, rows, as_json=False)
 
 
 def print_frame(title: str, table: "pd.DataFrame", *, as_json: bool, rows: int | None = None) -> None:
