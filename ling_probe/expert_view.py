@@ -43,8 +43,8 @@ def expert_list(run: Run, tables: Tables) -> pd.DataFrame:
 
     `group`, `count` choices, `load` their share of the layer's, `load_ratio` that over the even share, `load_q`, `weight` the
     mean share of a token's routing weight when chosen (even: 1/K). The class an expert most surely prefers (q below 0.05
-    before the rest, then by the interval's lower end): `label` and `family`, each with `_log2_ratio` at equal words, `_low` and `_high` (95 % interval, not
-    widened for the choice among classes) and `_q`.
+    before the rest, then by the interval's lower end): `label` and `family`, each with `_log2_ratio`
+    at equal words, `_low` and `_high` (95 % interval, not widened for the choice among classes) and `_q`.
     Where the run has them: `saliency` (mean norm of what it adds) and `logits` (mean direct attribution to the next token),
     each with `_low` and `_high`; `excess` with `_low`, `_high` and `_q`: what a change of the expert, with others that prefer
     the same label, costs that label's steps beyond matched experts (nats a token; the largest lower end).
@@ -239,8 +239,8 @@ def _changed(table: pd.DataFrame | UsageError | None) -> pd.DataFrame | None:
         return None
     rows = table[table["measure"] == "selectivity"].rename(columns={"q": "excess_q"})
     rows = rows.assign(cell=rows["experts"].str.split()).explode("cell").dropna(subset="cell")
-    place = rows["cell"].str.partition(".")
-    rows = rows.assign(layer=place[0].astype("int64"), expert=place[2].astype("int64"))
+    for column, place in (("layer", 0), ("expert", 1)):
+        rows[column] = np.array([cell.split(".")[place] for cell in rows["cell"]], dtype=np.int64)
     rows = rows.sort_values("excess_low", ascending=False, kind="stable").drop_duplicates(["layer", "expert"])
     return rows[["layer", "expert", "excess", "excess_low", "excess_high", "excess_q"]]
 
@@ -274,11 +274,11 @@ def _its_changes(tables: Tables, layer: int, expert: int) -> pd.DataFrame | Usag
     table = tables.get("causal_effects", UsageError("not asked for"))
     if isinstance(table, UsageError):
         return table
-    cells = table["experts"].str.split()
+    cells = [each.split() for each in table["experts"]]
     held = np.array([f"{layer}.{expert}" in each for each in cells], dtype=bool)
     if not held.any():
         return UsageError("the causal study of this run changed other experts")
-    return table[held].assign(together=cells[held].str.len()).reset_index(drop=True)
+    return table.assign(together=list(map(len, cells)))[held].reset_index(drop=True)
 
 
 def _promoted(run: Run, layer: int) -> pd.DataFrame | UsageError:
