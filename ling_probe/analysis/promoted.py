@@ -19,6 +19,7 @@ from ling_probe import stats
 from ling_probe.analysis.attribution import next_segments
 from ling_probe.analysis.classified import COMPLETION
 from ling_probe.analysis.contributions import layer_batches, require_extra
+from ling_probe.analysis.enrichment import token_texts
 from ling_probe.analysis.sample import LEAST_UNITS, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
@@ -62,7 +63,7 @@ def promoted_tokens(
         raise UsageError(f"no expert of layer {layer} is chosen {least} times before the same token; capture more problems")
     table = pairs.assign(layer=layer, **_measured(counts, totals, pairs, run.spec.n_experts, n_blocks))
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
-    texts = _texts(run, np.unique(table["code"]))
+    texts = token_texts(run, table["code"].unique())
     table = table.assign(token=[texts[code] for code in table["code"]], seed=seed)
     front = ["layer", "expert", "kind", "token", "code"]
     return table[[*front, *(name for name in table.columns if name not in front)]]
@@ -148,15 +149,3 @@ def _beyond(
 
 def _mean(total: Float64[np.ndarray, "*rest"], count: Float64[np.ndarray, "*rest"]) -> Float64[np.ndarray, "*rest"]:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
-def _texts(run: Run, codes: Integer[np.ndarray, " C"]) -> dict[int, str]:
-    """A text of each of some token ids: that of its first token in the run."""
-    texts: dict[int, str] = {}
-    for batch in run.batches(layers=[], columns=["token"]):
-        seen, first = np.unique(batch.token_id, return_index=True)
-        for place in np.flatnonzero(np.isin(seen, codes)):
-            texts.setdefault(int(seen[place]), str(batch.extra["token"][first[place]]))
-        if len(texts) == len(codes):
-            break
-    return texts
