@@ -41,7 +41,8 @@ AROUND = 8
 def expert_list(run: Run, tables: Tables) -> pd.DataFrame:
     """One row a layer and expert, in their order, with what the analyses found of it.
 
-    `group`, `count` choices, `load` their share of the layer's, `load_ratio` that over the even share, `load_q`, `weight` the
+    `group`, `count` choices, `load` their share of the layer's, `load_ratio` that over the even share and
+    `load_log2` its log2, `load_q`, `weight` the
     mean share of a token's routing weight when chosen (even: 1/K). The class an expert most surely prefers (q below 0.05
     before the rest, then by the interval's lower end): `label` and `family`, each with `_log2_ratio`
     at equal words, `_low` and `_high` (95 % interval, not widened for the choice among classes) and `_q`.
@@ -56,6 +57,7 @@ def expert_list(run: Run, tables: Tables) -> pd.DataFrame:
     table = load[["layer", "expert", "count", "load"]].assign(
         group=load["expert"] // run.spec.group_size,
         load_ratio=load["load"] * run.spec.n_experts,
+        load_log2=load["log2_ratio"],
         load_q=load["q"],
         weight=(load["importance"] / load["load"].where(load["load"] > 0)) / run.spec.top_k,
     )
@@ -100,7 +102,7 @@ def expert_facts(
     run.spec.row(layer)
     if not 0 <= expert < run.spec.n_experts:
         raise UsageError(f"no expert {expert} in layer {layer}; they count from 0 to {run.spec.n_experts - 1}")
-    listed = expert_list(run, {name: _of(tables.get(name), layer) for name in LISTED})
+    listed = expert_list(run, {name: of_layer(tables.get(name), layer) for name in LISTED})
     largest = largest_weights(run, layer) if largest is None else largest
     promoted = _promoted(run, layer) if promoted is None else promoted
     return {
@@ -204,7 +206,8 @@ def _rows_of(table: pd.DataFrame, expert: int) -> pd.DataFrame:
     return table[table["expert"] == expert].reset_index(drop=True)
 
 
-def _of(table: pd.DataFrame | UsageError | None, layer: int) -> pd.DataFrame | UsageError:
+def of_layer(table: pd.DataFrame | UsageError | None, layer: int) -> pd.DataFrame | UsageError:
+    """The rows of one layer of a table, all of one without layers; what is missing was not asked for."""
     if table is None:
         return UsageError("not asked for")
     if isinstance(table, UsageError) or "layer" not in table:
@@ -246,14 +249,14 @@ def _changed(table: pd.DataFrame | UsageError | None) -> pd.DataFrame | None:
 
 
 def _its_rows(tables: Tables, name: str, layer: int, expert: int) -> pd.DataFrame | UsageError:
-    table = _of(tables.get(name), layer)
+    table = of_layer(tables.get(name), layer)
     if isinstance(table, UsageError):
         return table
     return surest_first(table[table["expert"] == expert]).reset_index(drop=True)
 
 
 def _its_tokens(tables: Tables, layer: int, expert: int) -> pd.DataFrame | UsageError:
-    table = _of(tables.get("enrichment"), layer)
+    table = of_layer(tables.get("enrichment"), layer)
     if isinstance(table, UsageError):
         return table
     rows = table[(table["expert"] == expert) & (table["kind"] == "token")]
@@ -261,7 +264,7 @@ def _its_tokens(tables: Tables, layer: int, expert: int) -> pd.DataFrame | Usage
 
 
 def _its_neighbours(run: Run, tables: Tables, layer: int, expert: int) -> pd.DataFrame | UsageError:
-    table = _of(tables.get("coactivation"), layer)
+    table = of_layer(tables.get("coactivation"), layer)
     if isinstance(table, UsageError):
         return table
     rows = table[(table["expert"] == expert) | (table["other"] == expert)]

@@ -23,6 +23,7 @@ from ling_probe import stats
 from ling_probe.analysis.classified import COMPLETION, families
 from ling_probe.analysis.counting import Owner, segment_mask
 from ling_probe.analysis.enrichment import token_texts
+from ling_probe.analysis.question import DISCOVERY
 from ling_probe.analysis.sample import LEAST_UNITS
 from ling_probe.analysis.transition import BLOCKS, LEAST_EXPECTED
 from ling_probe.errors import UsageError
@@ -87,9 +88,10 @@ def read_paths(run: Run, *, most: int = 100_000) -> Paths:
     names, family = families(run)
     if run.spec.n_rows < 2:
         raise UsageError(f"{run.spec.name} has {run.spec.n_rows} routed layer; a path needs a next one")
+    labels, label_of = _labels(run)
     whole = sum(part.tokens for part in run.manifest.parts)
-    stride, labels, label_of = -(-whole // most), *_labels(run)
-    segments = COMPLETION if any(segment_mask(batch, COMPLETION).any() for batch in run.batches(layers=[])) else None
+    completed = sum(int(segment_mask(batch, COMPLETION).sum()) for batch in run.batches(layers=[]))
+    segments, stride = COMPLETION if completed else None, -(-(completed or whole) // most)
     columns = []
     for batch in run.batches(weights=True):
         kept = segment_mask(batch, segments) & (batch.sequence % stride == 0)
@@ -150,12 +152,18 @@ def members(paths: Paths, kind: str, value: str = "") -> Bool[np.ndarray, " N"]:
     return found
 
 
-def rest(paths: Paths, kind: str, inside: Bool[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-    """The tokens to compare members of a kind with: of other labels where it is a label, and all others where it is not.
+def outside(paths: Paths, kind: str, value: str = "") -> Bool[np.ndarray, " N"]:
+    """The tokens to compare others with: those in steps of other labels where it is a label, else all others.
+
+    Args:
+        paths: The tokens read.
+        kind: As in `members`, or "problem".
+        value: Which; of a problem its row in `Run.sequences`, as text.
 
     Raises:
         UsageError: There are none.
     """
+    inside = paths.tokens.sequence == int(value) if kind == "problem" else members(paths, kind, value)
     found = ~inside & (paths.label >= 0) if kind == "label" else ~inside
     if not found.any():
         raise UsageError("no other tokens to compare these with")
@@ -222,6 +230,28 @@ def drawn_flows(table: pd.DataFrame, *, least: float, most: int = MOST_LINKS) ->
 def suggested_level(table: pd.DataFrame) -> float:
     """The smallest of `LEVELS` that leaves few enough flows for a first look."""
     return next((level for level in LEVELS if (table["share"] >= level).sum() <= EASY), LEVELS[-1])
+
+
+def counted(table: pd.DataFrame, least: float, *, most: int = MOST_LINKS) -> tuple[int, int]:
+    """How many flows that reach a share `drawn_flows` draws, and how many there are."""
+    reach = int((table["share"] >= least).sum())
+    return min(reach, most), reach
+
+
+def told_differences(table: pd.DataFrame) -> str:
+    """A `difference_table` in a sentence."""
+    found, tested = int((table["q"] < DISCOVERY).sum()), int(table["p"].count())
+    if not tested:
+        return f"No way is taken often enough to be tested: that needs {LEAST_EXPECTED:.0f} tokens of the smaller set."
+    row = table.iloc[0]
+    said = f"{found:,} of {tested:,} tested ways are taken more or less often (q below 0.05)."
+    if not found:
+        return said
+    return (
+        f"{said} The surest leads from expert {row['expert']:.0f} of layer {row['layer']:.0f} to {row['next_expert']:.0f} of "
+        f"layer {row['next_layer']:.0f}: {row['share']:.2%} of the tokens against {row['other_share']:.2%}, a difference of "
+        f"{row['difference']:+.2%} (95 % interval {row['ci_low']:+.2%} to {row['ci_high']:+.2%})."
+    )
 
 
 def _drawn(rows: pd.DataFrame, passing: pd.Index, ends: set[tuple[int, int]]) -> pd.DataFrame:
