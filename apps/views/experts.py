@@ -118,15 +118,15 @@ def show_contexts(rows: pd.DataFrame, layer: int, expert: int) -> None:
     heading("Where is its weight largest?", "One token a problem, the largest weight first; the link opens the problem there.")
     if rows.empty:
         st.text("No token chose it.")
-    for place, row in enumerate(rows.to_dict("records")):
+    for row in rows.to_dict("records"):
         text = f"{element('span', row['before'])}<b>{token(row['token'])}</b>{element('span', row['after'])}"
         label = element("i", f" {row['label']}") if row["label"] else ""
-        wide, narrow = st.columns([5, 2], vertical_alignment="center")
+        wide, narrow = st.columns([3, 1], vertical_alignment="center")
         with wide:
             st.html(block(f'<p class="context">{element("b", format(row["weight"], ".3f"))} {text}{label}</p>'))
         with narrow:
             there = link(problem=row["problem"], layer=layer, token=row["position"], expert=expert)
-            st.page_link("views/tokens.py", label=f"Problem {place + 1}, token {row['position']}", query_params=there)
+            st.page_link("views/tokens.py", label=f"Token {row['position']}", query_params=there)
 
 
 def link(**values: object) -> dict[str, str]:
@@ -150,7 +150,10 @@ def show_classes(found: dict[str, Any]) -> None:
 
 def show_tokens(answer: pd.DataFrame | UsageError) -> None:
     asked = "Which tokens choose it more than its load explains?"
-    heading(asked, "Found on one half of the problems, measured on the other.")
+    heading(
+        asked,
+        "Found on one half of the problems, measured on the other; 95 % intervals, grey is not significant or untested.",
+    )
     if isinstance(answer, UsageError):
         refusal(answer)
         return
@@ -168,7 +171,8 @@ def named(texts: pd.Series) -> list[str]:
 def show_neighbours(answer: pd.DataFrame | UsageError) -> None:
     asked = "Which experts are chosen with it, beyond what groups and loads make?"
     heading(
-        asked, "Tokens that chose both over the expected, log2; the surest first. To like the same tokens is no interaction."
+        asked,
+        "Tokens that chose both over the expected, the surest first, with 95 % intervals. To like the same tokens is no interaction.",
     )
     if isinstance(answer, UsageError):
         refusal(answer)

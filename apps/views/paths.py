@@ -18,6 +18,19 @@ NOTHING = "nothing"
 ONE_OF = ("problem", "text")  # kinds whose members are too many for one box
 OFFERED = 400  # problems or texts in a box
 SHOWN = 50  # rows of the list
+COLUMNS = {
+    "layer": ("layer", "%d"),
+    "expert": ("expert", "%d"),
+    "next_layer": ("next layer", "%d"),
+    "next_expert": ("next expert", "%d"),
+    "share": ("share", "percent"),
+    "ci_low": ("low", "percent"),
+    "ci_high": ("high", "percent"),
+    "expected": ("if independent", "percent"),
+    "log2_lift": ("log2 lift", "%.2f"),
+    "lift_low": ("low", "%.2f"),
+    "lift_high": ("high", "%.2f"),
+}
 METHOD = (
     "A band is as wide as the share of the set's tokens that go from an expert to one of the next layer. Red bands are taken "
     "more often than if the layers were independent (the product of both experts' shares), blue ones less often, grey ones not "
@@ -111,34 +124,18 @@ def show_flows(table: pd.DataFrame | UsageError, name: str, least: float, *, whi
         return
     drawn = path_view.drawn_flows(table, least=least)
     shown, reach = path_view.counted(table, least)
-    size = table.iloc[0]
-    said = f"{size['tokens']:,} tokens of {size['problems']:,} problems. "
+    said = f"{table['tokens'].iloc[0]:,} tokens of {table['problems'].iloc[0]:,} problems. "
     said += f"{shown:,} of {reach:,} flows that reach {least:.2%} are drawn; the rest is “others”."
     st.html(block(element("h3", told(name)), element("p", said, class_="soft")))
     figure(charts.path_sankey(drawn, told(name)), name=f"paths-{which}", question=f"Flows between layers: {told(name)}")
 
 
 def show_list(table: pd.DataFrame) -> None:
-    heading("The largest flows", "Choose a row to look at its experts.")
+    heading("The largest flows", "Share and lift with their 95 % intervals. Choose a row to look at its experts.")
     rows = table.nlargest(SHOWN, "share").reset_index(drop=True)
-    share = st.column_config.NumberColumn(format="percent")
-    columns = [
-        "layer",
-        "expert",
-        "next_layer",
-        "next_expert",
-        "share",
-        "ci_low",
-        "ci_high",
-        "expected",
-        "log2_lift",
-        "lift_low",
-        "lift_high",
-    ]
-    config = dict.fromkeys(["share", "ci_low", "ci_high", "expected"], share)
-    config |= dict.fromkeys(["log2_lift", "lift_low", "lift_high"], st.column_config.NumberColumn(format="%.2f"))
+    config = {name: st.column_config.NumberColumn(title, format=form) for name, (title, form) in COLUMNS.items()}
     event = st.dataframe(
-        rows[columns], hide_index=True, column_config=config, on_select="rerun", selection_mode="single-row", key="flows",
+        rows[list(COLUMNS)], hide_index=True, column_config=config, on_select="rerun", selection_mode="single-row", key="flows",
         alt="The largest flows with their intervals", height=300,
     )  # fmt: skip
     if event.selection.rows:

@@ -13,6 +13,8 @@ from ling_probe.charts.style import FOLDS, effect_dots, styled
 OTHERS = -1
 ENDS = (("layer", "expert"), ("next_layer", "next_expert"))
 GREY, UNSURE, NODE = "rgba(128,128,128,0.16)", "rgba(128,128,128,0.38)", "rgba(110,110,110,1)"
+LEAST_NAMED = 0.015
+"""Share of the tokens below which an expert's name would lie on its neighbours'."""
 _STRONG = 2.0
 """Log2 lift of the full colour."""
 
@@ -29,12 +31,13 @@ def path_sankey(flows: pd.DataFrame, title: str) -> go.Figure:
     sankey = go.Sankey(
         arrangement="snap",
         node={
-            "label": ["others" if expert == OTHERS else _name(layer, expert) for layer, expert in nodes],
+            "label": [_label(*node, flows) for node in nodes],
+            "customdata": [_name(*node) for node in nodes],
             "color": [UNSURE if expert == OTHERS else NODE for _, expert in nodes],
             "pad": 9,
             "thickness": 12,
             "line": {"width": 0},
-            "hovertemplate": "%{label}: %{value:.2%} of the tokens<extra></extra>",
+            "hovertemplate": "%{customdata}: %{value:.2%} of the tokens<extra></extra>",
         },
         link={
             "source": [place[name] for name in names[0]],
@@ -42,12 +45,12 @@ def path_sankey(flows: pd.DataFrame, title: str) -> go.Figure:
             "value": flows["share"].to_numpy(),
             "color": _colours(flows),
             "customdata": _told(flows),
-            "hovertemplate": "%{source.label} to %{target.label}: %{value:.2%} of the tokens%{customdata}<extra></extra>",
+            "hovertemplate": "%{source.customdata} to %{target.customdata}: %{value:.2%}%{customdata}<extra></extra>",
         },
     )
     figure = styled(go.Figure([sankey, _scale()]), title, height=560)
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    return figure.update_layout(showlegend=False, margin={"l": 10, "r": 10})
+    return figure.update_layout(showlegend=False, margin={"l": 5, "r": 5, "b": 20})
 
 
 def difference_dots(table: pd.DataFrame, *, one: str, other: str, top: int = 20) -> go.Figure:
@@ -71,6 +74,17 @@ def _places(ends: list[tuple[pd.Series, pd.Series]]) -> list[tuple[int, int]]:
     return sorted({(int(layer), int(expert)) for side in ends for layer, expert in zip(*side, strict=True)})
 
 
+def _label(layer: int, expert: int, flows: pd.DataFrame) -> str:
+    """The name of an expert that is high enough to write on."""
+    if expert == OTHERS:
+        return "others"
+    ends = (
+        flows["layer"].eq(layer) & flows["expert"].eq(expert),
+        flows["next_layer"].eq(layer) & flows["next_expert"].eq(expert),
+    )
+    return _name(layer, expert) if any(flows.loc[end, "share"].sum() >= LEAST_NAMED for end in ends) else ""
+
+
 def _name(layer: int, expert: int) -> str:
     return f"L{int(layer)}·{'others' if expert == OTHERS else f'E{int(expert)}'}"
 
@@ -79,7 +93,7 @@ def _colours(flows: pd.DataFrame) -> list[str]:
     lift = flows["log2_lift"].to_numpy()
     sure = (flows["lift_low"] > 0) | (flows["lift_high"] < 0)
     scaled = np.clip((np.nan_to_num(lift) + _STRONG) / (2 * _STRONG), 0, 1)
-    strong = [colour.replace("rgb", "rgba").replace(")", ", 0.62)") for colour in sample_colorscale("RdBu_r", scaled)]
+    strong = [colour.replace("rgb", "rgba").replace(")", ", 0.5)") for colour in sample_colorscale("RdBu_r", scaled)]
     other = (flows["expert"] == OTHERS) | (flows["next_expert"] == OTHERS)
     return [GREY if grey else colour if known else UNSURE for grey, known, colour in zip(other, sure, strong, strict=True)]
 
@@ -101,6 +115,7 @@ def _independent(row: dict[Hashable, Any]) -> str:
 
 def _scale() -> go.Scatter:
     """A Sankey has no colour bar of its own."""
-    bar = {"title": {"text": "over independent<br>layers", "side": "top"}, **FOLDS, "thickness": 12, "len": 0.6}
+    bar = {"title": {"text": "over independent layers", "side": "top"}, **FOLDS, "thickness": 10, "len": 0.6}
+    bar |= {"orientation": "h", "y": -0.02, "yanchor": "top"}
     shown = {"colorscale": "RdBu_r", "cmin": -_STRONG, "cmax": _STRONG, "color": [0], "showscale": True, "colorbar": bar}
     return go.Scatter(x=[None], y=[None], mode="markers", marker=shown, hoverinfo="skip")

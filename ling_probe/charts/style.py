@@ -75,14 +75,15 @@ def effect_dots(rows: pd.DataFrame, names: Sequence[str], *, hover: Sequence[str
         x=rows["effect"].to_numpy(),
         y=list(names),
         mode="markers",
-        name="effect (grey: not significant)",
+        showlegend=False,
         marker={"color": [_sign_colour(*row) for row in zip(rows["effect"], found, strict=True)], "size": 9},
         customdata=[
             f"{told}, q {q:.3g}" if q == q else f"{told}, not tested" for told, q in zip(hover, rows["q"], strict=True)
         ],
         hovertemplate="%{y}: %{x}<br>%{customdata}<extra></extra>",
     )
-    figure = figure_of([intervals(rows, names).update(line_color=MUTED), dots], "", x=x, y="", height=130 + 24 * len(rows))
+    lines = intervals(rows, names).update(line_color=MUTED, showlegend=False)
+    figure = figure_of([lines, dots], "", x=x, y="", height=110 + 24 * len(rows))
     figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
     return figure.update_yaxes(autorange="reversed", type="category", automargin=True)
 
