@@ -15,6 +15,8 @@ ENDS = (("layer", "expert"), ("next_layer", "next_expert"))
 GREY, UNSURE, NODE = "rgba(128,128,128,0.16)", "rgba(128,128,128,0.38)", "rgba(110,110,110,1)"
 LEAST_NAMED = 0.015
 """Share of the tokens below which an expert's name would lie on its neighbours'."""
+SCALE = sample_colorscale("RdBu_r", list(np.linspace(0.1, 0.9, 9)))
+"""Without its ends, which are too dark to be told apart on black."""
 _STRONG = 2.0
 """Log2 lift of the full colour."""
 
@@ -66,7 +68,7 @@ def difference_dots(table: pd.DataFrame, *, one: str, other: str, top: int = 20)
     starts, ends = (map(_name, rows[layer], rows[expert]) for layer, expert in ENDS)
     names = [f"{start} → {end}" for start, end in zip(starts, ends, strict=True)]
     hover = [f"{share:.2%} against {against:.2%}" for share, against in zip(rows["share"], rows["other_share"], strict=True)]
-    figure = effect_dots(rows.assign(effect=rows["difference"]), names, hover=hover, x=f"← more in {other} · more in {one} →")
+    figure = effect_dots(rows.assign(effect=rows["difference"]), names, hover=hover, x=f"← {other} · {one} →")
     return figure.update_xaxes(tickformat="+.1%")
 
 
@@ -93,7 +95,7 @@ def _colours(flows: pd.DataFrame) -> list[str]:
     lift = flows["log2_lift"].to_numpy()
     sure = (flows["lift_low"] > 0) | (flows["lift_high"] < 0)
     scaled = np.clip((np.nan_to_num(lift) + _STRONG) / (2 * _STRONG), 0, 1)
-    strong = [colour.replace("rgb", "rgba").replace(")", ", 0.5)") for colour in sample_colorscale("RdBu_r", scaled)]
+    strong = [colour.replace("rgb", "rgba").replace(")", ", 0.5)") for colour in sample_colorscale(SCALE, scaled)]
     other = (flows["expert"] == OTHERS) | (flows["next_expert"] == OTHERS)
     return [GREY if grey else colour if known else UNSURE for grey, known, colour in zip(other, sure, strong, strict=True)]
 
@@ -117,5 +119,5 @@ def _scale() -> go.Scatter:
     """A Sankey has no colour bar of its own."""
     bar = {"title": {"text": "over independent layers", "side": "top"}, **FOLDS, "thickness": 10, "len": 0.6}
     bar |= {"orientation": "h", "y": -0.02, "yanchor": "top"}
-    shown = {"colorscale": "RdBu_r", "cmin": -_STRONG, "cmax": _STRONG, "color": [0], "showscale": True, "colorbar": bar}
+    shown = {"colorscale": SCALE, "cmin": -_STRONG, "cmax": _STRONG, "color": [0], "showscale": True, "colorbar": bar}
     return go.Scatter(x=[None], y=[None], mode="markers", marker=shown, hoverinfo="skip")
