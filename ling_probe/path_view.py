@@ -38,6 +38,8 @@ EASY = 80
 """Flows that a first look shows at most."""
 MEASURED = 1000
 """Flows of each two layers, the largest, that have intervals."""
+MOST_PAIRS = 1_500_000
+"""Pairs of experts counted between two layers; of a larger set every n-th problem is counted."""
 OTHERS = -1
 """Stands for the experts that are not drawn by themselves."""
 
@@ -177,13 +179,14 @@ def flow_table(tokens: RoutedTokens, layers: Sequence[int], *, top: int = 1) -> 
     first by layer: `share` of the tokens with its 95 % interval (`ci_low`, `ci_high`), `expected` if the layers were
     independent, `log2_lift` of the two (half a token added to both) with its interval (`lift_low`, `lift_high`). Intervals are
     from a jackknife over blocks of problems, for the 1,000 largest of each two layers; fewer than 10 problems have none, nor
-    has a lift expected of fewer than 20 tokens. `tokens` and `problems` say how many there were.
+    has a lift expected of fewer than 20 tokens. `tokens` and `problems` say how many were counted: of a set too large to count while one waits, every n-th problem.
 
     Args:
         tokens: A set.
         layers: Routed layers one after the other, two or more.
         top: Experts counted of each token and layer; 1 is the leading one.
     """
+    tokens = _thinned(tokens, top)
     block, n_blocks, problems = _blocks(tokens.sequence)
     tables = []
     for here, there, joint in _joints(tokens, layers, top, block, n_blocks):
@@ -201,6 +204,7 @@ def difference_table(one: RoutedTokens, other: RoutedTokens, layers: Sequence[in
     the tested rows (Benjamini-Hochberg). Rows of fewer than 20 expected tokens in either set, if both went alike, are not
     tested, nor is anything of fewer than 10 problems. Surest differences first.
     """
+    one, other = _thinned(one, top), _thinned(other, top)
     block, n_blocks, problems = _blocks(np.concatenate([one.sequence, other.sequence]))
     sides = [(one, block[: len(one.sequence)]), (other, block[len(one.sequence) :])]
     joints = [_joints(side, layers, top, its, n_blocks) for side, its in sides]
@@ -275,6 +279,13 @@ def _drawn(rows: pd.DataFrame, passing: pd.Index, ends: set[tuple[int, int]]) ->
     found += [(OTHERS, expert, share) for expert, share in reached.items()]
     grey = pd.DataFrame([*found, (OTHERS, OTHERS, between)], columns=["expert", "next_expert", "share"])
     return pd.concat([kept, grey[grey["share"] > 1e-9].assign(layer=here, next_layer=there)])
+
+
+def _thinned(tokens: RoutedTokens, top: int) -> RoutedTokens:
+    """The tokens of every n-th problem, few enough to count all their pairs while a reader waits."""
+    stride = -(-len(tokens.sequence) * top**2 // MOST_PAIRS)
+    _, place = np.unique(tokens.sequence, return_inverse=True)
+    return tokens if stride <= 1 else tokens.only(place % stride == 0)
 
 
 def _joints(

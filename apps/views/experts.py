@@ -172,7 +172,7 @@ def show_neighbours(answer: pd.DataFrame | UsageError) -> None:
     asked = "Which experts are chosen with it, beyond what groups and loads make?"
     heading(
         asked,
-        "Tokens that chose both over the expected, surest first, with 95 % intervals. To like the same tokens is no interaction.",
+        "Tokens that chose both over the expected, surest first, 95 % intervals. To like the same tokens is not to interact.",
     )
     if isinstance(answer, UsageError):
         refusal(answer)
