@@ -179,8 +179,8 @@ def flow_table(tokens: RoutedTokens, layers: Sequence[int], *, top: int = 1) -> 
     first by layer: `share` of the tokens with its 95 % interval (`ci_low`, `ci_high`), `expected` if the layers were
     independent, `log2_lift` of the two (half a token added to both) with its interval (`lift_low`, `lift_high`). Intervals are
     from a jackknife over blocks of problems, for the 1,000 largest of each two layers; fewer than 10 problems have none, nor
-    has a lift expected of fewer than 20 tokens. `tokens` and `problems` say how many were counted: of a set with too many pairs to count
-    while one waits, every n-th problem.
+    has a lift expected of fewer than 20 tokens. `tokens` and `problems` say how many were counted: every n-th problem of a set
+    with too many pairs to count while one waits.
 
     Args:
         tokens: A set.

@@ -57,7 +57,9 @@ def test_shares_are_those_of_a_plain_loop(make_run, top):
     for _, rows in table.groupby("layer"):
         assert rows["share"].sum() == pytest.approx(1)
         assert rows["expected"].to_numpy() == pytest.approx(
-            (rows.groupby("expert")["share"].transform("sum") * rows.groupby("next_expert")["share"].transform("sum")).to_numpy()
+            (
+                rows.groupby("expert")["share"].transform("sum") * rows.groupby("next_expert")["share"].transform("sum")
+            ).to_numpy()
         )
 
 
