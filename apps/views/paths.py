@@ -17,6 +17,7 @@ from ling_probe.run import Run
 NOTHING = "nothing"
 ONE_OF = ("problem", "text")  # kinds whose members are too many for one box
 OFFERED = 400  # problems or texts in a box
+FIRST_LAYERS, MOST_LAYERS = 4, 6  # shown at first, and at most
 SHOWN = 50  # rows of the list
 COLUMNS = {
     "layer": ("layer", "%d"),
@@ -97,8 +98,8 @@ def choose_layers(run: Run) -> tuple[tuple[int, ...], int]:
     with first:
         start = choose("First layer", "layer", layers[:-1])
     with second:
-        most = [number for number in (4, 2, 3, 5, 6) if number <= len(layers)] or [2]
-        number = choose("Layers shown", "layers", most)
+        numbers = range(2, min(len(layers), MOST_LAYERS) + 1)
+        number = choose("Layers shown", "layers", numbers, default=min(FIRST_LAYERS, numbers[-1]))
     with third:
         tops = list(dict.fromkeys([1, min(2, k), min(4, k), k]))
         top = choose(
