@@ -41,14 +41,14 @@ AROUND = 8
 def expert_list(run: Run, tables: Tables) -> pd.DataFrame:
     """One row a layer and expert, in their order, with what the analyses found of it.
 
-    `group`, `count` choices, `load` their share of the layer's, `load_ratio` that over the even share and
-    `load_log2` its log2, `load_q`, `weight` the
-    mean share of a token's routing weight when chosen (even: 1/K). The class an expert most surely prefers (q below 0.05
-    before the rest, then by the interval's lower end): `label` and `family`, each with `_log2_ratio`
-    at equal words, `_low` and `_high` (95 % interval, not widened for the choice among classes) and `_q`.
-    Where the run has them: `saliency` (mean norm of what it adds) and `logits` (mean direct attribution to the next token),
-    each with `_low` and `_high`; `excess` with `_low`, `_high` and `_q`: what a change of the expert, with others that prefer
-    the same label, costs that label's steps beyond matched experts (nats a token; the largest lower end).
+    - `group`, `count` choices, `load` their share of the layer's, `load_ratio` that over the even share and `load_log2` its
+      log2, `load_q`, and `weight`, the mean share of a token's routing weight when chosen (even: 1/K);
+    - the class it most surely prefers (q below 0.05 before the rest, then by the interval's lower end): `label` and `family`,
+      each with `_log2_ratio` at equal words, `_low` and `_high` (95 % interval, not widened for the choice among classes),
+      `_q`, and `_sure`, whether q is below 0.05 and the interval above 0;
+    - where the run has them: `saliency` (mean norm of what it adds) and `logits` (mean direct attribution to the next token),
+      each with `_low` and `_high`; `excess` with `_low`, `_high` and `_q`: what a change of the expert, with others that prefer
+      the same label, costs that label's steps beyond matched experts (nats a token; the largest lower end).
 
     Raises:
         UsageError: There is no table of loads.
@@ -224,8 +224,9 @@ def _preferred(table: pd.DataFrame | UsageError | None, kind: str) -> pd.DataFra
         return None
     rows = table.dropna(subset="ci_low")
     sure = (rows["q"] < DISCOVERY) & (rows["ci_low"] > 0)
-    rows = rows.iloc[np.lexsort((-rows["ci_low"], ~sure))].drop_duplicates(["layer", "expert"])
+    rows = rows.assign(sure=sure).iloc[np.lexsort((-rows["ci_low"], ~sure))].drop_duplicates(["layer", "expert"])
     names = {"log2_ratio": f"{kind}_log2_ratio", "ci_low": f"{kind}_low", "ci_high": f"{kind}_high", "q": f"{kind}_q"}
+    names["sure"] = f"{kind}_sure"
     return rows.rename(columns=names)[["layer", "expert", kind, *names.values()]]
 
 

@@ -20,6 +20,7 @@ NEIGHBOURS = 12  # rows of the chart of company
 PERCENT = ("load", "weight")
 WHOLE = ("layer", "expert", "group", "count")
 TEXT = ("label", "family")
+MARKS = ("label_sure", "family_sure")
 HELP = {
     "load": "Share of its layer's choices.",
     "load_ratio": "Load over the even share.",
@@ -87,6 +88,8 @@ def column(name: str) -> Any:
     title = name.replace("_", " ")
     if name in TEXT:
         return st.column_config.TextColumn(title, help=HELP.get(name))
+    if name in MARKS:
+        return st.column_config.CheckboxColumn(title, help="q below 0.05 and the interval above 0.")
     form = "percent" if name in PERCENT else "%d" if name in WHOLE else "%.2g" if name.endswith("_q") else "%.2f"
     return st.column_config.NumberColumn(title, help=HELP.get(name), format=form)
 
@@ -100,14 +103,17 @@ def show_summary(row: dict[str, Any], run: Run) -> None:
     }
     for kind in TEXT:
         if not pd.isna(row.get(kind)):
-            told[f"prefers {kind}"] = (
-                f"{row[kind] or 'unnamed'}: log2 {between(row, f'{kind}_log2_ratio', kind)}, q {row[f'{kind}_q']:.2g}"
-            )
+            told[f"most preferred {kind}"] = preference(row, kind)
     if not pd.isna(row.get("saliency")):
         told["adds when chosen"] = f"a norm of {between(row, 'saliency', 'saliency')}"
     if not pd.isna(row.get("logits")):
         told["to the next token"] = f"{between(row, 'logits', 'logits')} logits, directly"
     st.html(block(facts(told)))
+
+
+def preference(row: dict[str, Any], kind: str) -> str:
+    sure = "" if row[f"{kind}_sure"] else ", not significant"
+    return f"{row[kind] or 'unnamed'}: log2 {between(row, f'{kind}_log2_ratio', kind)}, q {row[f'{kind}_q']:.2g}{sure}"
 
 
 def between(row: dict[str, Any], name: str, bounds: str) -> str:
@@ -157,8 +163,10 @@ def show_tokens(answer: pd.DataFrame | UsageError) -> None:
     if isinstance(answer, UsageError):
         refusal(answer)
         return
-    names = named(answer["name"])
-    figure(charts.token_dots(answer, names), name="expert-tokens", question=asked)
+    if answer.empty:
+        st.text("No token is frequent enough to tell.")
+        return
+    figure(charts.token_dots(answer, named(answer["name"])), name="expert-tokens", question=asked)
 
 
 def named(texts: pd.Series) -> list[str]:

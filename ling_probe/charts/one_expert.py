@@ -51,7 +51,7 @@ def preference_dots(rows: pd.DataFrame, kind: str) -> go.Figure:
         for share, other, raw in zip(known["share_in"], known["share_out"], known["raw_log2_ratio"], strict=True)
     ]
     names = [escape(str(name)) for name in known[kind]]
-    return effect_dots(known.assign(effect=known["log2_ratio"]), names, hover=hover, x="preference at equal words, log2")
+    return effect_dots(known.assign(effect=known["log2_ratio"]), names, hover=hover, x="at equal words, log2")
 
 
 def token_dots(rows: pd.DataFrame, names: list[str]) -> go.Figure:
@@ -59,7 +59,7 @@ def token_dots(rows: pd.DataFrame, names: list[str]) -> go.Figure:
     hover = [
         f"{count:,} choices, {expected:.1f} expected" for count, expected in zip(rows["count"], rows["expected"], strict=True)
     ]
-    return effect_dots(rows.assign(effect=rows["pmi"]), names, hover=hover, x="chosen for it over its load, log2")
+    return effect_dots(rows.assign(effect=rows["pmi"]), names, hover=hover, x="over its load, log2")
 
 
 def neighbour_dots(rows: pd.DataFrame) -> go.Figure:
@@ -68,7 +68,7 @@ def neighbour_dots(rows: pd.DataFrame) -> go.Figure:
     hover = [
         f"{count:,} tokens, {expected:,.0f} expected" for count, expected in zip(rows["count"], rows["expected"], strict=True)
     ]
-    return effect_dots(rows.assign(effect=rows["lift"]), names, hover=hover, x="chosen together over groups and loads, log2")
+    return effect_dots(rows.assign(effect=rows["lift"]), names, hover=hover, x="over groups and loads, log2")
 
 
 def promoted_dots(rows: pd.DataFrame, names: list[str]) -> go.Figure:
@@ -77,7 +77,7 @@ def promoted_dots(rows: pd.DataFrame, names: list[str]) -> go.Figure:
         f"{mean:+.3f} logits itself, {others:+.3f} the others, {count:,} choices"
         for mean, others, count in zip(rows["mean"], rows["others"], rows["count"], strict=True)
     ]
-    return effect_dots(rows.assign(effect=rows["beyond"]), names, hover=hover, x="direct effect beyond the others', logits")
+    return effect_dots(rows.assign(effect=rows["beyond"]), names, hover=hover, x="beyond the others, logits")
 
 
 def _lines(listed: pd.DataFrame) -> list[str]:

@@ -56,13 +56,13 @@ def test_one_expert_is_its_facts(visit, planted):
     assert f"{row['load']:.2%} of its layer, {row['load_ratio']:.2f}× the even share" in text
     assert f"add: log2 {row['label_log2_ratio']:.2f} ({row['label_low']:.2f} to {row['label_high']:.2f})" in text
     shown = dots(app)
-    assert set(values(shown["preference at equal words, log2"]["x"])) <= {
+    assert set(values(shown["at equal words, log2"]["x"])) <= {
         *facts["labels"]["log2_ratio"],
         *facts["families"]["log2_ratio"],
     }
-    np.testing.assert_allclose(values(shown["chosen for it over its load, log2"]["x"]), facts["tokens"]["pmi"])
+    np.testing.assert_allclose(values(shown["over its load, log2"]["x"]), facts["tokens"]["pmi"])
     company = facts["neighbours"].head(12)
-    np.testing.assert_allclose(values(shown["chosen together over groups and loads, log2"]["x"]), company["lift"])
+    np.testing.assert_allclose(values(shown["over groups and loads, log2"]["x"]), company["lift"])
     for context in facts["contexts"].to_dict("records"):
         assert f"{context['weight']:.3f}" in text
     links = [each.proto for each in app.get("page_link") if each.proto.label.startswith("Token ")]
