@@ -1,14 +1,17 @@
 """The list of experts and the facts of one against the tables and the run they are picked from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import Planted
+from synthetic import Planted, synthetic_run, synthetic_spec, synthetic_traces
 
 from ling_probe.analysis import ANALYSES
 from ling_probe.analysis.promoted import promoted_tokens
 from ling_probe.errors import UsageError
 from ling_probe.expert_view import NEEDED, expert_facts, expert_list, in_context, largest_weights
+from ling_probe.run import Run
 from ling_probe.token_view import token_table
 
 EFFECTS = pd.DataFrame(
@@ -38,8 +41,6 @@ def tables_of(run, names=NEEDED):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    from synthetic import synthetic_run
-
     run = synthetic_run(
         tmp_path_factory.mktemp("planted") / "run",
         60,
@@ -130,6 +131,21 @@ def test_the_largest_weights_are_those_of_a_plain_search(planted):
     pd.testing.assert_frame_equal(found[["expert", "sequence", "position"]], expected[["expert", "sequence", "position"]])
     np.testing.assert_allclose(found["weight"], expected["weight"])
     assert (found["layer"] == 2).all()
+
+
+def test_of_equal_weights_the_first_token_stays(tmp_path):
+    spec = synthetic_spec()
+    traces = synthetic_traces(spec, 6, rng=np.random.default_rng(0))
+    run = Run.create(tmp_path / "run", spec=spec, model={"name": "m"}, benchmark={"name": "b"}, options={})
+    run.append([replace(trace, weights=np.full_like(trace.weights, 0.625)) for trace in traces])
+    found = largest_weights(run, 1, top=2)
+    for expert, rows in found.groupby("expert"):
+        first = [
+            (sequence, int(np.flatnonzero((trace.expert_ids[:, 0] == expert).any(axis=1))[0]))
+            for sequence, trace in enumerate(traces)
+            if (trace.expert_ids[:, 0] == expert).any()
+        ]
+        assert list(zip(rows["sequence"], rows["position"], strict=True)) == first[:2]
 
 
 def test_a_context_is_the_text_around(planted):
