@@ -42,7 +42,7 @@ def test_an_expert_shows_what_it_prefers_and_leads_to_its_tokens(server, runs, t
     page.goto(f"{server}/experts?run=planted&layer=2&expert=5")
     row = label_specialisation(run).set_index(["layer", "expert", "label"]).loc[(2, 5, "add")]
     page.get_by_text(f"add: log2 {row['log2_ratio']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})").wait_for()
-    plot(page, 3)
+    plot(page, 2)
     shoot(page, "expert-light")
     first = largest_weights(run, 2).query("expert == 5").iloc[0]
     page.get_by_text(f"{first['weight']:.3f}").first.wait_for()

@@ -35,7 +35,7 @@ def test_the_map_and_the_list_are_the_table(visit, planted):
     assert not app.exception
     heat, points = chart(app)[:2]
     np.testing.assert_allclose(values(heat["z"]).ravel(), listed["load_log2"].to_numpy(np.float32))
-    np.testing.assert_array_equal(values(points["customdata"]), listed[["layer", "expert"]])
+    assert points["customdata"] == listed[["layer", "expert"]].to_numpy().tolist()
     shown = app.dataframe[0].value
     assert len(shown) == len(listed) == 48
     np.testing.assert_allclose(shown["label_log2_ratio"], listed["label_log2_ratio"])
