@@ -85,7 +85,7 @@ def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> in
         starts = range(0, len(tokens), WINDOW)
         start = choose("Tokens from position", "from", starts)
     complete()
-    pinned = number("token", len(tokens))
+    pinned, marked = number("token", len(tokens)), number("expert", run.spec.n_experts)
     st.html(
         block(
             element("h2", f"Which expert of layer {layer} leads each token?"),
@@ -102,10 +102,13 @@ def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> in
         token_view.leading_experts(tokens),
         view=f"{source[1]}/{sequence}/{layer}/{start}",
         pinned=pinned,
-        marked=number("expert", run.spec.n_experts),
+        marked=marked,
         on_pin=lambda position: put({"token": position}),
         on_mark=lambda expert: put({"expert": expert}),
     )
+    if marked is not None:
+        there = {"run": st.query_params["run"], "layer": str(layer), "expert": str(marked)}
+        st.page_link("views/experts.py", label=f"All about layer {layer}, expert {marked}", query_params=there)
     return pinned
 
 
