@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 from address import complete
 from exhibit import figure, heading, refusal
+from export import report_button
 from page_html import block, element, facts, table
 
 from ling_probe import charts
@@ -68,7 +69,7 @@ def show_chart(name: str, answer: pd.DataFrame | UsageError, run: Run) -> None:
         refusal(answer)
         return
     for drawn in charts.FIGURES[name](answer, run.spec):
-        figure(drawn, name=name, question=ANALYSES[name].question)
+        figure(drawn, name=name, question=ANALYSES[name].question, data=answer)
 
 
 def card(row: dict[str, Any]) -> str:
@@ -131,6 +132,8 @@ def overview(source: opened.Source) -> None:
         show_verification(first["verification"])
     for name in ("load_balance", "expert_load"):
         show_chart(name, opened.table(source, name), run)
+    heading("Take it all along", "Every analysis of this run on one page that can be mailed, with its tables as files.")
+    report_button(source)
     with specialised:
         show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
 

@@ -121,7 +121,7 @@ def show_pinned(source: opened.Source, sequence: int, layer: int, position: int)
     heading = f"<h2>Token {token(row['token'])} at position {position}, through all layers</h2>"
     st.html(block(heading, facts(values)))
     question = f"Experts and weights of the token at position {position} in every layer"
-    figure(token_view.layers_figure(rows), name="layers", question=question)
+    figure(token_view.layers_figure(rows), name="layers", question=question, data=rows)
     ranks = [f"{place}." for place in range(1, rows["rank"].nunique() + 1)]
     lines = [
         [each, *(f"{choice.expert} ({choice.weight:.3f})" for choice in choices.itertuples())]

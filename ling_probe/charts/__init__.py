@@ -50,7 +50,7 @@ from ling_probe.charts.specialisation import (
     token_shares,
 )
 from ling_probe.charts.steps import auroc_bars, similarity_lines
-from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
+from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape, standalone_html
 from ling_probe.charts.tokens import (
     decoding_bars,
     enrichment_dots,
@@ -169,6 +169,7 @@ __all__ = [
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "standalone_html",
     "stretch_lines",
     "token_shares",
     "token_test",
