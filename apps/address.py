@@ -47,8 +47,10 @@ def choose(
     format_func: Callable[[Any], str] = str,
     clears: Sequence[str] = (),
     filters: bool = False,
+    control: Callable[..., Any] = st.selectbox,
+    default: T | None = None,
 ) -> T:
-    """A select box that shows what the address names, and the first option where it names none.
+    """A select box that shows what the address names, and the first option, or the default, where it names none.
 
     Args:
         label: Of the box.
@@ -56,21 +58,23 @@ def choose(
         options: What there is to choose.
         format_func: How an option reads.
         clears: Names that leave the address when the box is used.
-        filters: Whether the first option filters nothing, and so need not stand in the address.
+        filters: Whether the first option, or the default, need not stand in the address, as what filters nothing.
+        control: Another control for one of several options, such as `st.select_slider`.
+        default: An option that may change with what else is chosen.
     """
     by_text = {str(option): option for option in options}
-    asked = chosen(name)
+    asked, first = chosen(name), options[0] if default is None else default
     if asked is not None and asked not in by_text:
-        st.warning(markdown(f"no {name} {asked!r} here; showing {format_func(options[0])}"))
-    value = by_text.get(asked or "", options[0])
+        st.warning(markdown(f"no {name} {asked!r} here; showing {format_func(first)}"))
+    value = by_text.get(asked or "", first)
     key = f"choose-{name}"
     st.session_state[key] = value
-    unsaid = options[0] if filters else None
+    unsaid = first if filters else None
     st.session_state["shown"][name] = None if value == unsaid else value
 
     def use() -> None:
         used = st.session_state[key]
         put({name: None if used == unsaid else used} | dict.fromkeys(clears))
 
-    st.selectbox(label, options, key=key, format_func=format_func, on_change=use)
+    control(label, options, key=key, format_func=format_func, on_change=use)
     return value

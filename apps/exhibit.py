@@ -1,5 +1,8 @@
 """A question, its method and its figure or table, the same way on every page, with what a reader may take along."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -16,7 +19,14 @@ def heading(question: str, method: str = "") -> None:
     st.html(block(element("h2", question), said))
 
 
-def figure(drawn: go.Figure, *, name: str, question: str, data: pd.DataFrame | None = None) -> None:
+def figure(
+    drawn: go.Figure,
+    *,
+    name: str,
+    question: str,
+    data: pd.DataFrame | None = None,
+    on_pick: Callable[[Any], None] | None = None,
+) -> None:
     """Show a figure without its title, which the heading says, and offer it as a file.
 
     Args:
@@ -24,22 +34,33 @@ def figure(drawn: go.Figure, *, name: str, question: str, data: pd.DataFrame | N
         name: Of the files it is exported as; one of a kind on its page.
         question: What a reader who cannot see it is told.
         data: The table it was drawn from, to export beside it.
+        on_pick: Called with what a point that is clicked carries (`customdata`).
     """
     plain = go.Figure(drawn).update_layout(title_text="", margin_t=30).update_yaxes(title_standoff=12)
-    st.plotly_chart(plain, width="stretch", config=charts.EXPORT_CONFIG, alt=question, key=chart_key(name))
+    shown = {"width": "stretch", "config": charts.EXPORT_CONFIG, "alt": question, "key": chart_key(name)}
+
+    def pick() -> None:
+        if on_pick is not None and (points := st.session_state[chart_key(name)].selection.points):
+            on_pick(points[0]["customdata"])
+
+    if on_pick is None:
+        st.plotly_chart(plain, **shown)
+    else:
+        st.plotly_chart(plain, **shown, on_select=pick, selection_mode="points")
     export_button(name, drawn=drawn, data=data)
 
 
-def table(rows: pd.DataFrame, *, name: str, height: int = 320) -> None:
+def table(rows: pd.DataFrame, *, name: str, data: pd.DataFrame | None = None, height: int = 320) -> None:
     """Show a table that can be sorted and searched, and offer it as a file.
 
     Args:
-        rows: The table.
+        rows: What is shown.
         name: Of the files it is exported as; one of a kind on its page.
+        data: The whole table, where more is exported than shown.
         height: Pixels it takes at most; the rest is scrolled to.
     """
     st.dataframe(rows, hide_index=True, height=min(height, 40 + 36 * len(rows)), key=f"table-{name}")
-    export_button(name, data=rows)
+    export_button(name, data=rows if data is None else data)
 
 
 def refusal(error: UsageError) -> None:

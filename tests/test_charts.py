@@ -90,7 +90,7 @@ def test_balance_is_drawn_above_its_floor(run):
     table = table[table["family"] == "all"]
     figure = charts.balance_lines(table)
     assert [list(trace.y) for trace in figure.data] == [
-        table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor")
+        table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor", "entropy", "entropy_floor")
     ]
     assert sum(bool(trace.showlegend) for trace in figure.data) == 2
 
@@ -195,7 +195,7 @@ def test_titles_ask_the_question_and_axes_are_named(run, labels):
     for name, figure in figures.items():
         assert figure.layout.title.text == ANALYSES[name].question
         assert figure.layout.yaxis.title.text or figure.layout.yaxis.type == "category"
-        assert figure.layout.xaxis.title.text or figure.layout.xaxis2.title.text
+        assert any(axis.title.text for axis in figure.select_xaxes())
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ling_probe.analysis.expert_predictions import expert_prediction
 from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.load_curves import load_curve
 from ling_probe.analysis.load_shift import load_shift
 from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.overlap import token_overlap
@@ -83,6 +84,7 @@ __all__ = [
     "label_specialisation",
     "layer_transition",
     "load_balance",
+    "load_curve",
     "load_shift",
     "logit_attribution",
     "norm_rank",

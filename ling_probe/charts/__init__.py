@@ -11,7 +11,14 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.analysis.affinity import affinity_sets
-from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
+from ling_probe.charts.balance import (
+    balance_lines,
+    bias_against_load,
+    coverage_curves,
+    load_heatmap,
+    lorenz_curves,
+    weight_bars,
+)
 from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.comparison import (
     agreement_lines,
@@ -31,6 +38,7 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
+from ling_probe.charts.profiles import profile_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -84,6 +92,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "enrichment": lambda table, _: [enrichment_dots(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "load_curve": lambda table, _: [lorenz_curves(table)],
     "coverage": lambda table, _: [coverage_curves(table)],
     "weight_concentration": lambda table, _: [weight_bars(table)],
     "choice_reasons": lambda table, _: [reason_bars(table)],
@@ -134,6 +143,7 @@ __all__ = [
     "attribution_scatter",
     "auroc_bars",
     "balance_lines",
+    "bias_against_load",
     "bias_scatter",
     "causal_bars",
     "churn_lines",
@@ -149,11 +159,13 @@ __all__ = [
     "explained_scatter",
     "information_lines",
     "load_heatmap",
+    "lorenz_curves",
     "margin_lines",
     "norm_rank_lines",
     "norm_strip",
     "overlap_lines",
     "prediction_lines",
+    "profile_heatmap",
     "reason_bars",
     "repeat_lines",
     "replication",

@@ -45,7 +45,7 @@ def test_a_picture_has_the_title_and_paper_of_the_report(opened_box):
     assert told["chart"] == "chart-load_balance"
     assert told["layout"]["title"]["text"] == "How evenly is the work spread over the experts of a layer?"
     assert told["layout"]["paper_bgcolor"] == "white"
-    assert len(chart(app)) == 4
+    assert len(chart(app)) == 6
 
 
 def test_the_report_comes_when_it_is_asked_for(visit, monkeypatch):

@@ -44,7 +44,8 @@ def test_overview_draws_balance_with_its_floor_and_the_load(runs, visit):
     app, run = visit(run="planted"), Run.open(runs / "planted")
     lines, balance = chart(app, 0), load_balance(run)
     balance = balance[balance["family"] == "all"]
-    for line, name in zip(lines, ("gini", "gini_floor", "max_vio", "max_vio_floor"), strict=True):
+    names = ("gini", "gini_floor", "max_vio", "max_vio_floor", "entropy", "entropy_floor")
+    for line, name in zip(lines, names, strict=True):
         np.testing.assert_allclose(values(line["y"]), balance[name])
     load = expert_load(run)["log2_ratio"].to_numpy(np.float32)
     np.testing.assert_array_equal(values(chart(app, 1)[0]["z"]).ravel(), load)
@@ -184,7 +185,7 @@ class Tags(HTMLParser):
 OURS = {"div", "h1", "h2", "h3", "p", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "caption", "code", "i"}
 
 
-@pytest.mark.parametrize("page", ["overview", "tokens"])
+@pytest.mark.parametrize("page", ["overview", "tokens", "balance"])
 def test_hostile_texts_are_shown_and_inert(visit, page):
     app = visit(page, run="hostile", token=1)
     assert not app.exception
@@ -197,7 +198,7 @@ def test_hostile_texts_are_shown_and_inert(visit, page):
         assert "Routing of <b>$model$</b> on <img src=x onerror=alert(1)> $t$" in shown
         assert ":red[0] of <i>9</i> differ" in shown
         assert "<u>key</u>" in shown
-    else:
+    if page == "tokens":
         assert [row["token"] for row in strip(app)["tokens"]][: len(TEXTS)] == list(TEXTS)
         assert TEXTS[0] in shown
 
