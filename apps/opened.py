@@ -59,7 +59,7 @@ def choose_run() -> None:
         raise RunError(f"no run {asked!r} in {root()}; it has {', '.join(folders)}")
     with st.sidebar:
         name = choose("Run", "run", list(folders), clears=CLEARED_WITH_RUN)
-    st.session_state["source"] = _source(folders[name])
+    st.session_state["source"] = source_of(folders[name])
 
 
 def source() -> Source:
@@ -119,7 +119,12 @@ def example(source: Source, label: str) -> str:
     return str(problems(source)["sequence_id"].iloc[token_view.example_sequence(open_run(source), label)])
 
 
-def _source(folder: Path) -> Source:
+def source_of(folder: Path) -> Source:
+    """The run in a folder.
+
+    Raises:
+        RunError: Its manifest cannot be read.
+    """
     try:
         return str(folder), hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
     except OSError as error:

@@ -57,6 +57,30 @@ def token(text: str) -> str:
     return f"<code>{''.join(pieces)}</code>"
 
 
+def disagreement(tokens: pd.DataFrame, other: str) -> str:
+    """Tokens of a `compare_view.token_overlap_table` as text, shaded by how far two runs differ, a line a step.
+
+    Args:
+        tokens: The table.
+        other: What the other run is called.
+    """
+    bands = (tokens["segment"].ne(tokens["segment"].shift()) | tokens["step"].ne(tokens["step"].shift())).cumsum()
+    lines = []
+    for _, rows in tokens.groupby(bands):
+        first = rows.iloc[0]
+        name = first["label"] if first["step"] >= 0 else first["segment"]
+        lines.append(f"<p>{element('b', name)} {''.join(map(_shaded, rows.to_dict('records')))}</p>")
+    told = f"Choices in common with {other}: all"
+    scale = "".join(element("span", shown, class_=f"token d{shade}") for shade, shown in enumerate(["\u00a0\u00a0"] * 5))
+    return f'<div class="shaded">{"".join(lines)}</div>' + f"<p>{escape(told)} {scale} none</p>"
+
+
+def _shaded(row: Mapping[Any, Any]) -> str:
+    told = "experts {} here, {} there".format(*(", ".join(map(str, row[name])) for name in ("experts", "experts_there")))
+    pieces = [element("i", piece) if stands_for else escape(piece) for piece, stands_for in visible_pieces(row["token"])]
+    return f'<span class="token d{int(row["shade"])}" title="{escape(told)}">{"".join(pieces) or "∅"}</span>'
+
+
 def verdict(correct: Any) -> str:
     """Correctness in a word; what nobody judged is missing.
 

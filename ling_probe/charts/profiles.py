@@ -26,10 +26,12 @@ def profile_heatmap(table: pd.DataFrame, kind: str) -> go.Figure:
     labels = [escape(str(name)) or "unnamed" for name in classes[kind]]
     maps = [_map(cells["faded"], names, labels).update(opacity=0.3, showscale=False), _map(cells["found"], names, labels)]
     title = f"Which experts prefer which {kind}, at equal words?"
-    figure = figure_of([*maps, _points(table, names, labels)], title, x="expert, likeness decides the order", y="", height=0)
-    figure.update_layout(height=row_height(len(labels)), showlegend=False, clickmode="event+select")
-    figure.update_xaxes(type="category", nticks=24)
-    return figure.update_yaxes(type="category", automargin=True)
+    figure = figure_of(
+        [*maps, _points(table, names, labels)], title, x="expert, alike ones together", y="", height=row_height(len(labels))
+    )
+    figure.update_layout(showlegend=False, clickmode="event+select")
+    figure.update_xaxes(type="category", nticks=24, range=[-0.5, len(names) - 0.5])
+    return figure.update_yaxes(type="category", automargin=True, range=[-0.5, len(labels) - 0.5])
 
 
 def _map(cells: pd.DataFrame, names: list[str], labels: list[str]) -> go.Heatmap:

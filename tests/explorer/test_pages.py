@@ -185,7 +185,7 @@ class Tags(HTMLParser):
 OURS = {"div", "h1", "h2", "h3", "p", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "caption", "code", "i"}
 
 
-@pytest.mark.parametrize("page", ["overview", "tokens", "balance"])
+@pytest.mark.parametrize("page", ["overview", "tokens", "balance", "specialisation", "compare"])
 def test_hostile_texts_are_shown_and_inert(visit, page):
     app = visit(page, run="hostile", token=1)
     assert not app.exception
