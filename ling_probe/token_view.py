@@ -5,6 +5,7 @@ recorded; whoever shows them escapes them.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pyarrow as pa
-import pyarrow.dataset as ds
+from jaxtyping import Float16, UInt8, UInt16
 
 from ling_probe import charts
 from ling_probe.errors import RunError, UsageError
@@ -85,31 +86,45 @@ def token_table(run: Run, sequence: int, *, layer: int) -> pd.DataFrame:
     return table
 
 
-def token_layers(run: Run, sequence: int, position: int) -> pd.DataFrame:
-    """Every layer's choice for one token: layer, rank (0 leads), slot (the router's order), expert, weight.
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What every layer chose for every token of one sequence."""
 
-    Args:
-        run: The run.
-        sequence: Row in `Run.sequences`.
-        position: The token's place in its sequence.
+    layers: tuple[int, ...]
+    expert_ids: UInt8[np.ndarray, "_T _M _K"] | UInt16[np.ndarray, "_T _M _K"]
+    """In the router's order."""
+    weights: Float16[np.ndarray, "_T _M _K"]
+
+
+def sequence_choices(run: Run, sequence: int) -> Choices:
+    """Read what all layers chose in one sequence.
 
     Raises:
-        UsageError: There is no such row or position.
+        UsageError: There is no such row.
         RunError: A file is damaged.
     """
     part, sequence_id = find_sequence(run, sequence)
     layers = run.spec.routed_layers
     names = [f"{kind}_{layer}" for kind in ("experts", "weights") for layer in layers]
-    rows = sequence_rows(part_file(run, part, "tokens"), sequence_id, names, ds.field("position") == position)
-    if not rows.num_rows:
-        raise UsageError(f"sequence {sequence_id} of {run.folder} has no position {position}; count from 0")
-    ids = np.concatenate([lists(rows[f"experts_{layer}"]) for layer in layers])
-    experts, weights, slots = _by_weight(ids, np.concatenate([lists(rows[f"weights_{layer}"]) for layer in layers]))
+    rows = sequence_rows(part_file(run, part, "tokens"), sequence_id, names)
+    ids, weights = (np.stack([lists(rows[f"{kind}_{layer}"]) for layer in layers], 1) for kind in ("experts", "weights"))
+    return Choices(layers, ids, weights)
+
+
+def token_layers(choices: Choices, position: int) -> pd.DataFrame:
+    """Every layer's choice for one token: layer, rank (0 leads), slot (the router's order), expert, weight.
+
+    Raises:
+        UsageError: There is no such position.
+    """
+    if not 0 <= position < len(choices.expert_ids):
+        raise UsageError(f"this sequence has no position {position}; it has {len(choices.expert_ids)}, counted from 0")
+    experts, weights, slots = _by_weight(choices.expert_ids[position], choices.weights[position])
     width = experts.shape[1]
     return pd.DataFrame(
         {
-            "layer": np.repeat(layers, width),
-            "rank": np.tile(np.arange(width), len(layers)),
+            "layer": np.repeat(choices.layers, width),
+            "rank": np.tile(np.arange(width), len(choices.layers)),
             "slot": slots.ravel(),
             "expert": experts.ravel(),
             "weight": weights.ravel(),

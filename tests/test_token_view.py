@@ -13,6 +13,7 @@ from ling_probe.token_view import (
     leading_experts,
     problem_facts,
     problem_table,
+    sequence_choices,
     token_layers,
     token_table,
     visible_pieces,
@@ -70,7 +71,7 @@ def test_steps_bring_their_label_and_verdict(run, traces):
 
 
 def test_a_token_through_all_layers(run, traces):
-    table = token_layers(run, 3, 5)
+    table = token_layers(sequence_choices(run, 3), 5)
     assert table["layer"].tolist() == [1] * 4 + [2] * 4 + [3] * 4
     assert table["rank"].tolist() == [0, 1, 2, 3] * 3
     for found in table.itertuples():
@@ -88,7 +89,7 @@ def test_what_is_not_there_is_named(run):
     with pytest.raises(UsageError, match=r"has no sequence 7; it holds 7"):
         token_table(run, 7, layer=1)
     with pytest.raises(UsageError, match=r"has no position 900"):
-        token_layers(run, 0, 900)
+        token_layers(sequence_choices(run, 0), 900)
     with pytest.raises(UsageError, match=r"layer 0 of synthetic has no router"):
         token_table(run, 0, layer=0)
 
@@ -134,7 +135,7 @@ def test_the_example_has_most_steps_of_its_label(run):
 
 
 def test_the_figure_shows_weights_and_names_experts(run):
-    table = token_layers(run, 2, 0)
+    table = token_layers(sequence_choices(run, 2), 0)
     heat = layers_figure(table).data[0]
     np.testing.assert_array_equal(np.asarray(heat.z).ravel(), table["weight"])
     np.testing.assert_array_equal(np.asarray(heat.text).ravel(), table["expert"])

@@ -2,8 +2,8 @@
 
     analysis/NAME.parquet   a table, or none where the run cannot answer; the file's metadata holds a stamp
 
-The stamp says what an answer was computed from: the run's manifest and causal study, the code of this package that reads and
-computes, and the packages that touch the numbers. A file with another stamp, a damaged one and a foreign one are as none. The
+The stamp says what an answer was computed from: the run's manifest and causal study, every line of this package, and the
+packages that touch the numbers. A file with another stamp, a damaged one and a foreign one are as none. The
 folder is nobody's business but this file's: it can be deleted at any time, and a run in a folder that cannot be written to
 keeps nothing.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from ling_probe.analysis.asking import Answer, answers
 from ling_probe.analysis.registry import ANALYSES
-from ling_probe.errors import UsageError
+from ling_probe.errors import LingProbeError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.folder import CAUSAL_EFFECTS
 from ling_probe.run.manifest import encode
@@ -64,6 +65,14 @@ def answer_once(run: Run, name: str) -> Answer:
     """One answer of `kept_answers`."""
     ((_, answer),) = kept_answers(run, [name])
     return answer
+
+
+def send_answer(folder: str, name: str, sender: Connection) -> None:
+    """Send `answer_once`, or the error in its place, to the process that started this one."""
+    try:
+        sender.send(answer_once(Run.open(folder), name))
+    except LingProbeError as error:
+        sender.send(error)
 
 
 def is_kept(run: Run, name: str) -> bool:
@@ -132,9 +141,9 @@ def _stamp(run: Run, name: str) -> bytes:
 
 @cache
 def _computing() -> dict[str, Any]:
-    """Which code computes here: all that a table may come from, and a little more."""
+    """Which code computes here."""
     package = Path(__file__).parents[1]
-    files = sorted([*package.glob("*.py"), *(package / "analysis").glob("*.py"), *(package / "run").glob("*.py")])
+    files = sorted(package.rglob("*.py"))
     code = hashlib.sha256()
     for file in files:
         code.update(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes())

@@ -6,7 +6,7 @@ from browsing import NEEDS_CHROMIUM, address, settle, shoot
 from hostile import TEXTS
 
 from ling_probe.run import Run
-from ling_probe.token_view import leading_experts, problem_table, token_layers, token_table
+from ling_probe.token_view import leading_experts, problem_table, sequence_choices, token_layers, token_table
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -26,7 +26,7 @@ def panel(page, position) -> list[list[str]]:
 def expected_panel(run, sequence, position) -> list[list[str]]:
     return [
         [str(layer), *(f"{row.expert} ({row.weight:.3f})" for row in rows.itertuples())]
-        for layer, rows in token_layers(run, sequence, position).groupby("layer")
+        for layer, rows in token_layers(sequence_choices(run, sequence), position).groupby("layer")
     ]
 
 

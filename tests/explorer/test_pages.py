@@ -14,7 +14,7 @@ from synthetic import synthetic_run
 from ling_probe.analysis import expert_load, label_specialisation, load_balance
 from ling_probe.report import headline
 from ling_probe.run import Run
-from ling_probe.token_view import problem_table, token_layers, token_table
+from ling_probe.token_view import problem_table, sequence_choices, token_layers, token_table
 
 
 def test_overview_shows_what_the_tables_say(runs, visit):
@@ -95,7 +95,7 @@ def test_the_strip_holds_the_table(runs, visit, layer):
 
 def test_a_pinned_token_shows_every_layer(runs, visit):
     app, run = visit("tokens", run="planted", problem="b-0007", layer=2, token=9), Run.open(runs / "planted")
-    expected = token_layers(run, 7, 9)
+    expected = token_layers(sequence_choices(run, 7), 9)
     assert strip(app)["pinned"] == 9
     heat = chart(app)[0]
     np.testing.assert_allclose(values(heat["z"]).ravel(), expected["weight"], rtol=1e-6)
