@@ -13,9 +13,9 @@ import streamlit as st
 from address import choose, chosen
 from computing import wait_for
 
-from ling_probe import token_view
+from ling_probe import report, token_view
 from ling_probe.analysis import answer_once
-from ling_probe.analysis.kept import is_kept
+from ling_probe.analysis.kept import kept_answer
 from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.folder import CAUSAL_EFFECTS
@@ -93,7 +93,9 @@ def table(source: Source, analysis: str) -> pd.DataFrame | UsageError:
     if answer is None:
         run = open_run(source)
         small = sum(part.tokens for part in run.manifest.parts) <= SMALL
-        answer = answer_once(run, analysis) if small or is_kept(run, analysis) else wait_for(key)
+        answer = answer_once(run, analysis) if small else kept_answer(run, analysis)
+        if answer is None:
+            answer = wait_for(key)
         answers[key] = answer
         while len(answers) > TABLES:
             answers.pop(next(iter(answers)), None)
@@ -104,6 +106,12 @@ def table(source: Source, analysis: str) -> pd.DataFrame | UsageError:
 def _answers() -> dict[tuple[str, str, str], pd.DataFrame | UsageError]:
     """The last tables that were shown, the same for all sessions."""
     return {}
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def headline(source: Source) -> dict[str, Any]:
+    """See `report.headline`; without the most specialised experts, which need a table."""
+    return report.headline(open_run(source), {})
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

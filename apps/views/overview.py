@@ -12,7 +12,7 @@ from page_html import block, element, facts, table
 from ling_probe import charts
 from ling_probe.analysis import ANALYSES
 from ling_probe.errors import UsageError
-from ling_probe.report import headline
+from ling_probe.report import most_specialised
 from ling_probe.run import Run
 
 
@@ -121,7 +121,7 @@ def link(**values: object) -> dict[str, str]:
 def overview(source: opened.Source) -> None:
     complete()
     run = opened.open_run(source)
-    first = headline(run, {})
+    first = opened.headline(source)
     show_title(run, first)
     specialised = st.container()
     left, right = st.columns(2)
@@ -132,7 +132,8 @@ def overview(source: opened.Source) -> None:
     for name in ("load_balance", "expert_load"):
         show_chart(name, opened.table(source, name), run)
     with specialised:
-        show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
+        experts, note = most_specialised(opened.table(source, "label_specialisation"))
+        show_specialised(source, first | {"specialised": experts, "specialised_note": note})
 
 
 overview(opened.source())

@@ -27,7 +27,6 @@ from ling_probe.analysis.registry import ANALYSES
 from ling_probe.errors import LingProbeError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.folder import CAUSAL_EFFECTS
-from ling_probe.run.manifest import encode
 
 KEPT = "analysis"
 """Folder in a run folder."""
@@ -77,22 +76,20 @@ def send_answer(folder: str, name: str, sender: Connection) -> None:
 
 def is_kept(run: Run, name: str) -> bool:
     """Whether an answer is there that was computed by this code from this very run."""
-    if ANALYSES[name].compares:
-        return False
     try:
-        return (pq.read_schema(_path(run, name)).metadata or {}).get(_STAMP) == _stamp(run, name)
+        return not ANALYSES[name].compares and _fits(pq.read_schema(_path(run, name)), run, name)
     except (pa.ArrowException, OSError):
         return False
 
 
 def kept_answer(run: Run, name: str) -> Answer | None:
     """A table or refusal that was kept, None if there is none that fits."""
-    if not is_kept(run, name):
-        return None
     try:
         with pq.ParquetFile(_path(run, name)) as file:
-            table = file.read()
+            table = file.read() if _fits(file.schema_arrow, run, name) else None
     except (pa.ArrowException, OSError):
+        return None
+    if table is None or ANALYSES[name].compares:
         return None
     refusal = table.schema.metadata.get(_REFUSAL)
     return UsageError(refusal.decode().replace(_FOLDER, str(run.folder))) if refusal else table.to_pandas()
@@ -126,13 +123,17 @@ def _path(run: Run, name: str) -> Path:
     return run.folder / KEPT / f"{name}.parquet"
 
 
+def _fits(schema: pa.Schema, run: Run, name: str) -> bool:
+    return (schema.metadata or {}).get(_STAMP) == _stamp(run, name)
+
+
 def _stamp(run: Run, name: str) -> bytes:
     """What an answer depends on, as JSON."""
     causal = run.folder / CAUSAL_EFFECTS
     values: dict[str, Any] = {
         "analysis": name,
         "seed": 0,
-        "run": hashlib.sha256(encode(run.manifest).encode()).hexdigest(),
+        "run": hashlib.sha256(json.dumps(run.manifest.to_dict(), sort_keys=True).encode()).hexdigest(),
         "causal": hashlib.sha256(causal.read_bytes()).hexdigest() if causal.is_file() else None,
         **_computing(),
     }
