@@ -109,9 +109,9 @@ def _answers() -> dict[tuple[str, str, str], pd.DataFrame | UsageError]:
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
-def headline(source: Source) -> dict[str, Any]:
-    """See `report.headline`; without the most specialised experts, which need a table."""
-    return report.headline(open_run(source), {})
+def headline(source: Source, *analyses: str) -> dict[str, Any]:
+    """See `report.headline`; of tables, it knows those that `table` has shown and that are named here."""
+    return report.headline(open_run(source), {name: table(source, name) for name in analyses})
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
@@ -130,6 +130,26 @@ def facts(source: Source, sequence: int) -> dict[str, Any]:
 def tokens(source: Source, sequence: int, layer: int) -> pd.DataFrame:
     """See `token_view.token_table`."""
     return token_view.token_table(open_run(source), sequence, layer=layer)
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def scale(source: Source, sequence: int, layer: int, by: str, against: Source | None) -> token_view.Scale | UsageError:
+    """See `token_view.token_scale`."""
+    other = open_run(against) if against else None
+    try:
+        return token_view.token_scale(open_run(source), sequence, layer=layer, by=by, against=other)
+    except UsageError as error:
+        return error
+
+
+def others() -> list[str]:
+    """Names of the other runs of the explorer's folder."""
+    return [name for name, folder in run_folders(root()).items() if str(folder) != source()[0]]
+
+
+def other(name: str) -> Source:
+    """Another run of the explorer's folder, by a name of `others`."""
+    return _source(run_folders(root())[name])
 
 
 def layers(source: Source, sequence: int, position: int) -> pd.DataFrame:

@@ -125,7 +125,7 @@ def headline(run: Run, tables: Mapping[str, pd.DataFrame | UsageError]) -> dict[
         tables: Tables by analysis name; `label_specialisation` is read. A refusal says why there is no table.
     """
     manifest = run.manifest
-    experts, note = most_specialised(tables.get("label_specialisation", UsageError("label_specialisation was not asked for")))
+    experts, note = _most_specialised(tables.get("label_specialisation", UsageError("label_specialisation was not asked for")))
     return {
         "model": str(manifest.model.get("name", run.spec.name)),
         "benchmark": " ".join(str(manifest.benchmark[key]) for key in ("name", "split") if manifest.benchmark.get(key)),
@@ -149,8 +149,7 @@ def _section(run: Run, name: str, answer: pd.DataFrame | UsageError) -> Section:
     return Section(analysis=analysis, finding=found, rows=min(len(answer), TABLE_ROWS), total_rows=len(answer), figures=figures)
 
 
-def most_specialised(table: pd.DataFrame | UsageError) -> tuple[list[dict[str, Any]], str]:
-    """What `headline` says as `specialised` and `specialised_note`."""
+def _most_specialised(table: pd.DataFrame | UsageError) -> tuple[list[dict[str, Any]], str]:
     if isinstance(table, UsageError):
         return [], f"Not applicable: {table}."
     liked = table[(table["q"] < 0.05) & (table["ci_low"] > 0)]

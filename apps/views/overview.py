@@ -12,7 +12,6 @@ from page_html import block, element, facts, table
 from ling_probe import charts
 from ling_probe.analysis import ANALYSES
 from ling_probe.errors import UsageError
-from ling_probe.report import most_specialised
 from ling_probe.run import Run
 
 
@@ -132,8 +131,8 @@ def overview(source: opened.Source) -> None:
     for name in ("load_balance", "expert_load"):
         show_chart(name, opened.table(source, name), run)
     with specialised:
-        experts, note = most_specialised(opened.table(source, "label_specialisation"))
-        show_specialised(source, first | {"specialised": experts, "specialised_note": note})
+        opened.table(source, "label_specialisation")
+        show_specialised(source, opened.headline(source, "label_specialisation"))
 
 
 overview(opened.source())

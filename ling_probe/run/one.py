@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ling_probe.errors import UsageError
@@ -35,10 +36,18 @@ def part_file(run: Run, part: str, name: str) -> Path:
     return run.folder / "parts" / part / f"{name}.parquet"
 
 
-def sequence_rows(path: Path, sequence_id: str, columns: list[str] | None = None) -> pa.Table:
+def sequence_rows(
+    path: Path, sequence_id: str, columns: list[str] | None = None, also: ds.Expression | None = None
+) -> pa.Table:
     """Rows of one sequence, which stand together, in the order of the file.
 
     Columns are read no further than the sequence goes, a piece at a time: memory does not grow with the part.
+
+    Args:
+        path: One table of the part that holds it.
+        sequence_id: Which.
+        columns: All if left out.
+        also: What else holds for the rows, in terms of these columns.
 
     Raises:
         RunError: The file is damaged or lacks a column.
@@ -52,7 +61,8 @@ def sequence_rows(path: Path, sequence_id: str, columns: list[str] | None = None
             table = _rows(file, start, stop, columns)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from error
-    return (table if columns is None else table.select(columns)).combine_chunks()
+    table = table if columns is None else table.select(columns)
+    return (table if also is None else table.filter(also)).combine_chunks()
 
 
 def _rows(file: pq.ParquetFile, start: int, stop: int, columns: list[str] | None) -> pa.Table:

@@ -1,14 +1,13 @@
 """How long the explorer takes on a million tokens of a Ling-mini-sized run, and how much memory its server needs.
 
 Run with ``OMP_NUM_THREADS=1 python -m pytest tests/perf/test_explorer.py -m perf -s``; LING_PROBE_MILLION names a run to use in
-the place of a new one (its kept answers are removed). Every page of the list is opened twice by a server of its own: first
+the place of a new one, with the answers it keeps. Every page of the list is opened twice by a server of its own: first
 where the run keeps no answer yet, to see how soon the first page shows something and how long all takes to compute; then where
 it keeps them all. Then, page by page, every select box is given three other values; `processor` is what one of these takes of
 the server's processor time, which other work on the machine changes little.
 """
 
 import os
-import shutil
 import statistics
 import sys
 import threading
@@ -36,12 +35,10 @@ QUIET = """(quiet) => document.querySelector("[data-testid=stApp]").dataset.test
 
 @pytest.fixture(scope="module")
 def million(tmp_path_factory):
-    named = os.environ.get("LING_PROBE_MILLION")
-    folder = Path(named) if named else tmp_path_factory.mktemp("large") / "run"
-    if not named:
-        large_run(folder)
-    if not os.environ.get("KEEPIT"):
-        shutil.rmtree(folder / "analysis", ignore_errors=True)
+    if named := os.environ.get("LING_PROBE_MILLION"):
+        return Path(named)
+    folder = tmp_path_factory.mktemp("large") / "run"
+    large_run(folder)
     return folder
 
 
