@@ -1,5 +1,7 @@
 """Another run beside the one that is open, and what both have to do with each other; each computed once."""
 
+from contextlib import suppress
+
 import opened
 import pandas as pd
 import streamlit as st
@@ -7,13 +9,7 @@ from opened import Source
 
 from ling_probe import compare_view
 from ling_probe.analysis import ANALYSES
-from ling_probe.errors import UsageError
-
-
-def others() -> dict[str, Source]:
-    """The other runs under the explorer's folder, by name."""
-    folders = opened.run_folders(opened.root())
-    return {name: opened.source_of(folder) for name, folder in folders.items() if str(folder) != opened.source()[0]}
+from ling_probe.errors import RunError, UsageError
 
 
 @st.cache_data(show_spinner="Comparing the runs; done once", max_entries=32)
@@ -26,10 +22,14 @@ def comparison(first: Source, against: tuple[Source, ...], analysis: str) -> pd.
 
 
 @st.cache_data(show_spinner=False, max_entries=16)
-def checkpoints(final: Source, against: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Those runs that are earlier checkpoints of a run's training and read some of its problems."""
-    run = opened.open_run(final)
-    return tuple(each for each in against if compare_view.is_checkpoint(run, opened.open_run(each)))
+def checkpoints(final: Source, names: tuple[str, ...]) -> tuple[Source, ...]:
+    """Other runs of the folder that are of earlier checkpoints of a run's training and read some of its problems."""
+    run, found = opened.open_run(final), []
+    for name in names:
+        with suppress(RunError):
+            there = opened.other(name)
+            found += [there] if compare_view.is_checkpoint(run, opened.open_run(there)) else []
+    return tuple(found)
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

@@ -13,13 +13,26 @@ from ling_probe.token_view import visible_pieces
 STYLE = f"<style>{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
 
 
+LONGEST = 2_000
+"""Characters of any one text that are shown."""
+
+
+def cut(text: str) -> str:
+    """A text that is not too long to show, with a note of how much more there is.
+
+    >>> cut("a" * 2_100)[-16:]
+    'a … and 100 more'
+    """
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … and {len(text) - LONGEST:,} more"
+
+
 def markdown(text: str) -> str:
     r"""Text that Streamlit's Markdown shows letter by letter, on one line.
 
     >>> markdown("<b> :red[a]\n$x$")
     '\\<b\\> \\:red\\[a\\] \\$x\\$'
     """
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(cut(text).split()))
 
 
 def element(tag: str, text: object, **attributes: str) -> str:
@@ -29,7 +42,7 @@ def element(tag: str, text: object, **attributes: str) -> str:
     '<p id="x">a &lt; b</p>'
     """
     spelled = "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items())
-    return f"<{tag}{spelled}>{escape(str(text))}</{tag}>"
+    return f"<{tag}{spelled}>{escape(cut(str(text)))}</{tag}>"
 
 
 def block(*pieces: str, kind: str = "lp") -> str:

@@ -27,10 +27,10 @@ from ling_probe.analysis import (
     SINGLE,
     Analysis,
     Finding,
-    answers,
     finding,
     findings_index,
     held_out,
+    kept_answers,
     surest_first,
     surest_picked,
 )
@@ -74,11 +74,18 @@ class Section:
 
 
 def write_report(
-    run: Run, folder: Path, *, analyses: Sequence[str] | None = None, against: Sequence[Run] = (), workers: int = 1
+    run: Run,
+    folder: Path,
+    *,
+    analyses: Sequence[str] | None = None,
+    against: Sequence[Run] = (),
+    workers: int = 1,
+    fresh: bool = False,
 ) -> Path:
     """Write the report of a run into a folder, and return the path of its page.
 
-    Files of an earlier report there are replaced. Questions the run cannot answer say why.
+    Files of an earlier report there are replaced. Questions the run cannot answer say why. Answers that the run's folder keeps
+    are read, and the others kept there.
 
     Args:
         run: What to report.
@@ -86,6 +93,7 @@ def write_report(
         analyses: By name; all that can be asked of so many runs if left out.
         against: Runs to compare it with.
         workers: Processes that share the analyses; the files are the same however many.
+        fresh: Compute everything anew.
 
     Raises:
         UsageError: An analysis does not exist, the run holds no sequences, or the folder is a file.
@@ -95,7 +103,8 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the report")
     every = tuple(ANALYSES) if against else SINGLE
-    tables = dict(answers(run, every if analyses is None else analyses, against=against, workers=workers))
+    asked = every if analyses is None else analyses
+    tables = dict(kept_answers(run, asked, against=against, workers=workers, fresh=fresh))
     sections = [_section(run, name, answer) for name, answer in tables.items()]
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, answer in tables.items():

@@ -19,7 +19,11 @@ TEXTS = (
     "'\"><b>",
     ":material/home:",
     "",
+    "</script><script>document.title='owned'</script>",
+    "\x1b]0;owned\x07\x1b[31mred",
 )
+LONG = "\u202e<b>x" * 2**18
+"""A megabyte and more in one token of the first sequence, after one round of the others."""
 
 
 def hostile_run(folder, n_sequences=12) -> Run:
@@ -39,10 +43,13 @@ def hostile_run(folder, n_sequences=12) -> Run:
 
 def _hostile(number, trace):
     text = TEXTS[number % len(TEXTS)]
+    tokens = [*islice(cycle(TEXTS), trace.n_tokens)]
+    if number == 0:
+        tokens[len(TEXTS)] = LONG
     return replace(
         trace,
         sequence_id=f"{number} {text}",
-        tokens=tuple(islice(cycle(TEXTS), trace.n_tokens)),
+        tokens=tuple(tokens),
         steps=tuple(replace(span, label=TEXTS[span.step]) for span in trace.steps),
         family=TEXTS[number % 3],
         prompt=text,

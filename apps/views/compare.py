@@ -103,25 +103,25 @@ def show_tokens(source: opened.Source, other: opened.Source, layer: int, name: s
         st.page_link("views/tokens.py", label=markdown(told), icon=":material/arrow_forward:", query_params=address)
 
 
-def show_saturation(source: opened.Source, found: dict[str, opened.Source]) -> None:
-    if checkpoints := compared.checkpoints(source, tuple(found.values())):
+def show_saturation(source: opened.Source, found: list[str]) -> None:
+    if checkpoints := compared.checkpoints(source, tuple(found)):
         show_comparison("router_saturation", compared.comparison(source, checkpoints, "router_saturation"))
 
 
 def compare_page(source: opened.Source) -> None:
     run: Run = opened.open_run(source)
     st.html(block(element("h1", "Compare")))
-    found = compared.others()
+    found = opened.others()
     if not found:
         complete()
         st.info("There is no other run in this folder. Start the explorer with a folder that holds both.")
         return
     left, right = st.columns(2)
     with left:
-        name = choose("Against", "against", list(found), clears=("problem",))
+        name = choose("Against", "against", found, clears=("problem",))
     with right:
         layer = choose("Layer", "layer", run.spec.routed_layers)
-    other = found[name]
+    other = opened.other(name)
     agreement = compared.comparison(source, (other,), "route_agreement")
     shift = compared.comparison(source, (other,), "load_shift")
     if isinstance(agreement, UsageError) and isinstance(shift, UsageError):

@@ -13,7 +13,6 @@ from page_html import block, element, facts, table
 from ling_probe import charts
 from ling_probe.analysis import ANALYSES
 from ling_probe.errors import UsageError
-from ling_probe.report import headline
 from ling_probe.run import Run
 
 
@@ -122,7 +121,7 @@ def link(**values: object) -> dict[str, str]:
 def overview(source: opened.Source) -> None:
     complete()
     run = opened.open_run(source)
-    first = headline(run, {})
+    first = opened.headline(source)
     show_title(run, first)
     specialised = st.container()
     left, right = st.columns(2)
@@ -135,7 +134,8 @@ def overview(source: opened.Source) -> None:
     heading("Take it all along", "Every analysis of this run on one page that can be mailed, with its tables as files.")
     report_button(source)
     with specialised:
-        show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
+        opened.table(source, "label_specialisation")
+        show_specialised(source, opened.headline(source, "label_specialisation"))
 
 
 overview(opened.source())
