@@ -14,8 +14,8 @@ from address import choose, chosen
 from computing import wait_for
 
 from ling_probe import report, token_view
-from ling_probe.analysis import answer_once
-from ling_probe.analysis.kept import kept_answer
+from ling_probe.analysis import SINGLE, answer_once, finding, findings_index
+from ling_probe.analysis.kept import is_kept, kept_answer
 from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.folder import CAUSAL_EFFECTS
@@ -68,7 +68,7 @@ def choose_run() -> None:
         raise RunError(f"no run {asked!r} in {root()}; it has {', '.join(folders)}")
     with st.sidebar:
         name = choose("Run", "run", list(folders), clears=CLEARED_WITH_RUN)
-    st.session_state["source"] = source_of(folders[name])
+    st.session_state["source"] = _source(folders[name])
 
 
 def source() -> Source:
@@ -115,6 +115,20 @@ def _answers() -> dict[tuple[str, str, str], pd.DataFrame | UsageError]:
 def headline(source: Source, *analyses: str) -> dict[str, Any]:
     """See `report.headline`; of tables, it knows those that `table` has shown and that are named here."""
     return report.headline(open_run(source), {name: table(source, name) for name in analyses})
+
+
+def findings(source: Source) -> pd.DataFrame:
+    """Index of what was found, of the analyses whose answers the run keeps; nothing is computed."""
+    run = open_run(source)
+    return _findings(source, tuple(name for name in SINGLE if is_kept(run, name)))
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def _findings(source: Source, names: tuple[str, ...]) -> pd.DataFrame:
+    run = open_run(source)
+    kept = ((name, kept_answer(run, name)) for name in names)
+    found = {name: finding(name, answer) for name, answer in kept if answer is not None}
+    return findings_index(found) if found else pd.DataFrame(columns=["analysis", "question", "finding", "verdict"])
 
 
 @st.cache_data(show_spinner=False, max_entries=16)

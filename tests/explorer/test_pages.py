@@ -222,7 +222,27 @@ class Tags(HTMLParser):
         self.found |= {tag, *(name for name, _ in attrs)}
 
 
-OURS = {"div", "h1", "h2", "h3", "p", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "caption", "code", "i"}
+OURS = {
+    "div",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "dl",
+    "dt",
+    "dd",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "caption",
+    "code",
+    "i",
+    "b",
+    "span",
+}
 
 
 @pytest.mark.parametrize("page", ["overview", "tokens", "balance", "specialisation", "compare"])
