@@ -1,13 +1,11 @@
 """How work spreads over experts."""
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from ling_probe.analysis import ANALYSES
-from ling_probe.charts.style import MUTED, PALETTE, figure_of, grid, heatmap, legend_below, row_height, styled
+from ling_probe.charts.style import MUTED, PALETTE, figure_of, grid, heatmap, layer_colours, legend_below, row_height, styled
 
 
 def load_heatmap(table: pd.DataFrame, *, group_size: int | None = None) -> go.Figure:
@@ -63,7 +61,6 @@ def lorenz_curves(table: pd.DataFrame, *, family: str = "all") -> go.Figure:
         hoverinfo="skip",
     )
     even = go.Scatter(x=[0, 1], y=[0, 1], name="perfectly even", mode="lines", line={"color": MUTED, "dash": "dash"})
-    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(layers)))
     lines = [
         go.Scatter(
             x=x,
@@ -74,19 +71,17 @@ def lorenz_curves(table: pd.DataFrame, *, family: str = "all") -> go.Figure:
             line={"color": colour},
             hovertemplate=f"layer {layer}: %{{x:.0%}} of experts: %{{y:.1%}}<br>up to expert %{{customdata}}<extra></extra>",
         )
-        for (layer, line), colour in zip(layers, colours, strict=True)
+        for (layer, line), colour in zip(layers, layer_colours(len(layers)), strict=True)
     ]
     title = ANALYSES["load_curve"].question
     names = {"x": "share of the experts, the least loaded first", "y": "share of the choices"}
     figure = figure_of([band, even, *lines], title, **names, height=460)
-    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
-    return figure.update_xaxes(tickformat=".0%", range=[0, 1]).update_yaxes(tickformat=".0%", range=[0, 1])
+    return legend_below(figure).update_xaxes(tickformat=".0%", range=[0, 1]).update_yaxes(tickformat=".0%", range=[0, 1])
 
 
 def bias_against_load(table: pd.DataFrame) -> go.Figure:
     """Experts of `loads_with_bias` by their load and the bias of the router, a colour a layer, darkest first."""
     layers = list(table.groupby("layer"))
-    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(layers)))
     dots = [
         go.Scatter(
             x=rows["log2_ratio"].to_numpy(),
@@ -97,12 +92,11 @@ def bias_against_load(table: pd.DataFrame) -> go.Figure:
             marker={"color": colour, "size": 7, "opacity": 0.75},
             hovertemplate="layer %{customdata[0]}, expert %{customdata[1]}<br>log2 load %{x:.2f}, bias %{y:.4f}<extra></extra>",
         )
-        for (layer, rows), colour in zip(layers, colours, strict=True)
+        for (layer, rows), colour in zip(layers, layer_colours(len(layers)), strict=True)
     ]
     title = "Do the experts that the bias helps do more of the work?"
     figure = figure_of(dots, title, x="load over the even share, log2", y="bias", height=460)
-    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
-    figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"})
+    legend_below(figure).add_hline(y=0, line={"color": MUTED, "dash": "dash"})
     return figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
 
 

@@ -29,7 +29,7 @@ def profile_heatmap(table: pd.DataFrame, kind: str) -> go.Figure:
     figure = figure_of(
         [*maps, _points(table, names, labels)], title, x="expert, alike ones together", y="", height=row_height(len(labels))
     )
-    figure.update_layout(showlegend=False, clickmode="event+select")
+    figure.update_layout(showlegend=False, clickmode="event+select", hovermode="closest", hoverdistance=-1)
     figure.update_xaxes(type="category", nticks=24, range=[-0.5, len(names) - 0.5])
     return figure.update_yaxes(type="category", automargin=True, range=[-0.5, len(labels) - 0.5])
 

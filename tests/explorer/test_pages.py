@@ -53,7 +53,7 @@ def test_overview_draws_balance_with_its_floor_and_the_load(runs, visit):
 
 def test_overview_leads_to_an_example_of_the_surest_effect(runs, visit):
     app, run = visit(run="planted"), Run.open(runs / "planted")
-    (link,) = app.get("page_link")
+    link, *_ = app.get("page_link")
     address = {name: value for name, (value,) in parse_qs(link.proto.query_string).items()}
     assert {"run": "planted", "layer": "2", "expert": "5"}.items() <= address.items()
     shown = visit("tokens", **address)
