@@ -27,16 +27,17 @@ def figure(
     data: pd.DataFrame | None = None,
     on_pick: Callable[[Any], None] | None = None,
 ) -> None:
-    """Show a figure without its title, which the heading says, and offer it as a file.
+    """Show a figure without its title, which the heading says, and offer it as a file with it.
 
     Args:
-        drawn: The figure.
+        drawn: The figure; it loses its title, for a copy would take as long as all else.
         name: Of the files it is exported as; one of a kind on its page.
         question: What a reader who cannot see it is told.
         data: The table it was drawn from, to export beside it.
         on_pick: Called with what a point that is clicked carries (`customdata`).
     """
-    plain = go.Figure(drawn).update_layout(title_text="", margin_t=30).update_yaxes(title_standoff=12)
+    title = str(drawn.layout.title.text or "")
+    drawn.update_layout(title_text="", margin_t=30).update_yaxes(title_standoff=12)
     shown = {"width": "stretch", "config": charts.EXPORT_CONFIG, "alt": question, "key": chart_key(name)}
 
     def pick() -> None:
@@ -44,10 +45,10 @@ def figure(
             on_pick(points[0]["customdata"])
 
     if on_pick is None:
-        st.plotly_chart(plain, **shown)
+        st.plotly_chart(drawn, **shown)
     else:
-        st.plotly_chart(plain, **shown, on_select=pick, selection_mode="points")
-    export_button(name, drawn=drawn, data=data)
+        st.plotly_chart(drawn, **shown, on_select=pick, selection_mode="points")
+    export_button(name, drawn=drawn, title=title, data=data)
 
 
 def table(rows: pd.DataFrame, *, name: str, data: pd.DataFrame | None = None, height: int = 320) -> None:

@@ -47,12 +47,13 @@ def chart_key(name: str) -> str:
 
 
 @st.fragment
-def export_button(name: str, *, drawn: go.Figure | None = None, data: pd.DataFrame | None = None) -> None:
+def export_button(name: str, *, drawn: go.Figure | None = None, title: str = "", data: pd.DataFrame | None = None) -> None:
     """Offer a figure and its table as files, in a box that is empty until it is opened.
 
     Args:
         name: Of the files, after that of the run; one of a kind on its page.
         drawn: The figure.
+        title: What it is called where no heading stands above it.
         data: Its table.
     """
     with st.container(horizontal=True, horizontal_alignment="right"):
@@ -62,8 +63,9 @@ def export_button(name: str, *, drawn: go.Figure | None = None, data: pd.DataFra
     stem = file_name(st.query_params.get("run", ""), name)
     with box, st.container(horizontal=True, width="content"):
         if drawn is not None:
-            _offer("HTML", partial(charts.standalone_html, drawn), f"{stem}.html", "text/html")
-            _pictures(key=f"pictures-{name}", data=_picture(drawn, stem, chart_key(name)), width="content", height="content")
+            titled = go.Figure(drawn).update_layout(title_text=title, margin_t=60)
+            _offer("HTML", partial(charts.standalone_html, titled), f"{stem}.html", "text/html")
+            _pictures(key=f"pictures-{name}", data=_picture(titled, stem, chart_key(name)), width="content", height="content")
         if data is not None:
             _offer("CSV", partial(csv, data), f"{stem}.csv", "text/csv")
             _offer("Parquet", partial(parquet, data), f"{stem}.parquet", "application/vnd.apache.parquet")

@@ -1,5 +1,6 @@
 """How work spreads over experts."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -48,10 +49,10 @@ def lorenz_curves(table: pd.DataFrame, *, family: str = "all") -> go.Figure:
     rows = table[table["family"] == family]
     layers = list(rows.groupby("layer"))
     floor = layers[0][1]
-    x = [0.0, *floor["experts"]]
+    x, low, high = (np.append(0.0, floor[name]) for name in ("experts", "floor_low", "floor_high"))
     band = go.Scatter(
-        x=[*x, *reversed(x)],
-        y=[0.0, *floor["floor_high"], *reversed(floor["floor_low"].tolist()), 0.0],
+        x=np.append(x, x[::-1]),
+        y=np.append(high, low[::-1]),
         name="95 % of balanced routers",
         mode="lines",
         fill="toself",
@@ -64,8 +65,8 @@ def lorenz_curves(table: pd.DataFrame, *, family: str = "all") -> go.Figure:
     lines = [
         go.Scatter(
             x=x,
-            y=[0.0, *line["share"]],
-            customdata=[-1, *line["expert"]],
+            y=np.append(0.0, line["share"]),
+            customdata=np.append(-1, line["expert"]),
             name=f"layer {layer}",
             mode="lines",
             line={"color": colour},
