@@ -106,6 +106,13 @@ def show_specialised(source: opened.Source, first: dict[str, Any]) -> None:
     )
     there = link(problem=opened.example(source, best["label"]), layer=best["layer"], expert=best["expert"])
     st.page_link("views/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
+    for row in first["specialised"]:
+        st.page_link(
+            "views/experts.py",
+            label=f"All about layer {row['layer']}, expert {row['expert']}",
+            icon=":material/arrow_forward:",
+            query_params=link(layer=row["layer"], expert=row["expert"]),
+        )
 
 
 def show_tokens_instead(first: dict[str, Any]) -> None:

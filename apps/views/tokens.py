@@ -116,7 +116,7 @@ def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> in
         starts = range(0, len(tokens), WINDOW)
         start = choose("Tokens from position", "from", starts)
     complete()
-    pinned = number("token", len(tokens))
+    pinned, marked = number("token", len(tokens)), number("expert", run.spec.n_experts)
     legend = token_view.leading_experts(tokens) if by == "expert" else opened.scale(source, sequence, layer, by, against)
     asked, how = QUESTIONS[by]
     heading(asked.format(layer=layer), f"{how} {USE}")
@@ -128,10 +128,13 @@ def show_strip(source: opened.Source, run: Run, sequence: int, layer: int) -> in
         legend,
         view=f"{source[1]}/{sequence}/{layer}/{start}/{by}/{against}",
         pinned=pinned,
-        marked=number("expert", run.spec.n_experts),
+        marked=marked,
         on_pin=lambda position: put({"token": position}),
         on_mark=lambda expert: put({"expert": expert}),
     )
+    if marked is not None:
+        there = {"run": st.query_params["run"], "layer": str(layer), "expert": str(marked)}
+        st.page_link("views/experts.py", label=f"All about layer {layer}, expert {marked}", query_params=there)
     return pinned
 
 

@@ -182,14 +182,14 @@ def _pair_counts(
 def _named(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """The table with names in the place of codes."""
     labels = np.unique(run.steps["label"].to_numpy(dtype=str))
-    words = _words(run, table.loc[table["kind"] == "token", "code"].unique())
+    words = token_texts(run, table.loc[table["kind"] == "token", "code"].unique())
     names = [
         labels[code] if kind == "label" else words[code] for kind, code in zip(table["kind"], table.pop("code"), strict=True)
     ]
     return table.assign(name=names)
 
 
-def _words(run: Run, ids: np.ndarray) -> dict[int, str]:
+def token_texts(run: Run, ids: np.ndarray) -> dict[int, str]:
     """Text of token ids, as it first stands in the run."""
     words: dict[int, str] = {}
     for batch in run.batches(layers=[], columns=["token"]):

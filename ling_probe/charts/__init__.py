@@ -38,6 +38,15 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
+from ling_probe.charts.one_expert import (
+    COLOURED,
+    expert_map,
+    neighbour_dots,
+    preference_dots,
+    promoted_dots,
+    token_dots,
+)
+from ling_probe.charts.paths import difference_dots, path_sankey
 from ling_probe.charts.profiles import profile_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
@@ -132,6 +141,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
 """Figures of a report by analysis name: from its table and the model's geometry."""
 
 __all__ = [
+    "COLOURED",
     "EXPORT_CONFIG",
     "FIGURES",
     "MUTED",
@@ -154,18 +164,24 @@ __all__ = [
     "confidence_figures",
     "coverage_curves",
     "decoding_bars",
+    "difference_dots",
     "enrichment_dots",
     "escape",
+    "expert_map",
     "explained_scatter",
     "information_lines",
     "load_heatmap",
     "lorenz_curves",
     "margin_lines",
+    "neighbour_dots",
     "norm_rank_lines",
     "norm_strip",
     "overlap_lines",
+    "path_sankey",
     "prediction_lines",
+    "preference_dots",
     "profile_heatmap",
+    "promoted_dots",
     "reason_bars",
     "repeat_lines",
     "replication",
@@ -183,6 +199,7 @@ __all__ = [
     "specialisation_volcano",
     "standalone_html",
     "stretch_lines",
+    "token_dots",
     "token_shares",
     "token_test",
     "training_curves",

@@ -77,6 +77,37 @@ def intervals(rows: pd.DataFrame, names: Sequence[str]) -> go.Scatter:
     )
 
 
+def effect_dots(rows: pd.DataFrame, names: Sequence[str], *, hover: Sequence[str], x: str) -> go.Figure:
+    """Effects of rows (`effect`) with their 95 % intervals, one line each; grey are those with no q below 0.05.
+
+    Args:
+        rows: With `effect`, `ci_low`, `ci_high` and `q`.
+        names: Of the rows, escaped and each another.
+        hover: What more is told of each, escaped.
+        x: Title of the axis of the effect, with its unit.
+    """
+    found = rows["q"] < 0.05
+    dots = go.Scatter(
+        x=rows["effect"].to_numpy(),
+        y=list(names),
+        mode="markers",
+        showlegend=False,
+        marker={"color": [_sign_colour(*row) for row in zip(rows["effect"], found, strict=True)], "size": 9},
+        customdata=[
+            f"{told}, q {q:.3g}" if q == q else f"{told}, not tested" for told, q in zip(hover, rows["q"], strict=True)
+        ],
+        hovertemplate="%{y}: %{x}<br>%{customdata}<extra></extra>",
+    )
+    lines = intervals(rows, names).update(line_color=MUTED, showlegend=False)
+    figure = figure_of([lines, dots], "", x=x, y="", height=110 + 24 * len(rows))
+    figure.add_vline(x=0, line={"color": MUTED, "dash": "dash"})
+    return figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+
+
+def _sign_colour(effect: float, found: bool) -> str:
+    return MUTED if not found else PALETTE[1] if effect > 0 else PALETTE[0]
+
+
 def lines_with_intervals(
     x: Sequence[str], rows: pd.DataFrame, columns: tuple[str, str, str], name: str, colour: str
 ) -> list[go.Scatter]:
