@@ -1,6 +1,6 @@
 """A question, its method and its figure or table, the same way on every page, with what a reader may take along."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -42,7 +42,9 @@ def figure(
 
     def pick() -> None:
         if on_pick is not None and (points := st.session_state[chart_key(name)].selection.points):
-            on_pick(points[0]["customdata"])
+            carried = points[0]["customdata"]
+            # The browser sends the rows of an array as objects: {"0": layer, "1": expert}.
+            on_pick(list(carried.values()) if isinstance(carried, Mapping) else carried)
 
     if on_pick is None:
         st.plotly_chart(drawn, **shown)

@@ -46,3 +46,14 @@ def test_other_screens(server, tab, name):
     drawn(page, 3)
     shoot(page, f"specialisation-{name}")
     assert page.evaluate("(main => main.scrollWidth - main.clientWidth)(document.querySelector('[data-testid=stMain]'))") <= 0
+
+
+def test_a_click_on_a_cell_opens_the_expert(server, tab):
+    page = tab()
+    page.goto(f"{server}/specialisation?run=planted&layer=2")
+    drawn(page, 3)
+    page.locator(".st-key-chart-profiles .nsewdrag").first.click()
+    page.get_by_text("Layer 2, expert", exact=False).first.wait_for()
+    page.wait_for_url("**/experts?**")
+    assert address(page)["layer"] == "2"
+    assert address(page)["expert"].isdecimal()
