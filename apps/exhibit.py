@@ -62,7 +62,9 @@ def table(rows: pd.DataFrame, *, name: str, data: pd.DataFrame | None = None, he
         data: The whole table, where more is exported than shown.
         height: Pixels it takes at most; the rest is scrolled to.
     """
-    st.dataframe(rows, hide_index=True, height=min(height, 40 + 36 * len(rows)), key=f"table-{name}")
+    short = {column: st.column_config.NumberColumn(format="%.3g") for column in rows.select_dtypes("float")}
+    height = min(height, 40 + 36 * len(rows))
+    st.dataframe(rows, hide_index=True, height=height, key=f"table-{name}", column_config=short)
     export_button(name, data=rows if data is None else data)
 
 

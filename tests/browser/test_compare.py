@@ -29,7 +29,7 @@ def test_two_runs_side_by_side_down_to_a_token(server, pair, tab):
     shades = page.locator(".shaded .token").evaluate_all("all => all.map(each => Number(each.className.match(/d(\\d)/)[1]))")
     assert shades == table["shade"].tolist()
     page.get_by_text("These tokens in early").click()
-    page.locator(".token").first.wait_for()
+    page.wait_for_url("**/tokens?**")
     assert {"run": "early", "layer": "2", "problem": "deduction-0001"}.items() <= address(page).items()
 
 

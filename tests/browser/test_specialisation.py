@@ -36,7 +36,7 @@ def test_pointing_at_a_cell_tells_its_numbers(server, runs, tab):
     drawn(page, 3)
     page.locator(".st-key-chart-profiles .nsewdrag").first.hover()
     page.locator(".st-key-chart-profiles .hovertext").wait_for()
-    assert "log2 ratio" in page.locator(".st-key-chart-profiles .hovertext").inner_text()
+    assert "log2 ratio" in page.locator(".st-key-chart-profiles .hovertext").text_content()
 
 
 @pytest.mark.parametrize("name", ["dark", "phone"])
