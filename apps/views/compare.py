@@ -70,7 +70,10 @@ FIGURES = {
         charts.agreement_lines(table),
         *([charts.margin_lines(table)] if (table["margin"] != "all").any() else []),
     ],
-    "load_shift": lambda table: [charts.shift_heatmap(table, against=str(table["against"].iloc[0])), charts.shift_bars(table)],
+    "load_shift": lambda table: [
+        *([charts.shift_heatmap(table, against=str(table["against"].iloc[0]))] if (table["q"] < 0.05).any() else []),
+        charts.shift_bars(table),
+    ],
     "router_saturation": lambda table: [charts.saturation_curves(table)],
 }
 

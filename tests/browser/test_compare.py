@@ -21,7 +21,7 @@ def pair(runs):
 def test_two_runs_side_by_side_down_to_a_token(server, pair, tab):
     page = tab()
     page.goto(f"{server}/compare?run=final&against=early&layer=2&problem=deduction-0001")
-    page.locator(".js-plotly-plot").nth(3).wait_for()
+    page.locator(".js-plotly-plot").nth(2).wait_for()
     settle(page)
     assert page.get_by_text(ANALYSES["route_agreement"].finding(route_agreement(pair)).sentence).is_visible()
     shoot(page, "compare-light")
@@ -45,7 +45,7 @@ def test_runs_that_do_not_compare_are_told_in_one_line(server, pair, tab):
 def test_other_screens(server, pair, tab, name):
     page = tab(scheme="dark") if name == "dark" else tab(390, 844)
     page.goto(f"{server}/compare?run=final&against=early&layer=2")
-    page.locator(".js-plotly-plot").nth(3).wait_for()
+    page.locator(".js-plotly-plot").nth(2).wait_for()
     settle(page)
     shoot(page, f"compare-{name}")
     assert page.evaluate("(main => main.scrollWidth - main.clientWidth)(document.querySelector('[data-testid=stMain]'))") <= 0

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from exploring import chart, page_text, values
-from synthetic import synthetic_run, synthetic_spec
+from synthetic import Planted, synthetic_run, synthetic_spec
 
 from ling_probe.analysis import ANALYSES, load_shift, route_agreement, router_saturation
 from ling_probe.compare_view import answers_side_by_side, token_overlap_table
@@ -16,8 +16,9 @@ from ling_probe.run import Run
 def trained(tmp_path_factory):
     """A model and a snapshot of its training on the same texts, and a run that compares with neither."""
     folder = tmp_path_factory.mktemp("trained")
-    synthetic_run(folder / "final", 12, spec=synthetic_spec(name="m"))
-    synthetic_run(folder / "early", 12, spec=synthetic_spec(name="m@step-5"))
+    plants = (Planted(2, 3, "premise", boost=5.0), Planted(2, 3, "add", boost=5.0))
+    synthetic_run(folder / "final", 24, spec=synthetic_spec(name="m"), planted=plants)
+    synthetic_run(folder / "early", 24, spec=synthetic_spec(name="m@step-5"))
     synthetic_run(folder / "other", 6, spec=synthetic_spec(name="o", n_experts=32, topk_groups=3))
     return folder
 
@@ -31,6 +32,7 @@ def test_figures_hold_the_comparisons(trained, visit):
     z = values(chart(app, 1)[0]["z"]).ravel()
     expected = shift["log2_ratio"].where(shift["q"] < 0.05).to_numpy(np.float32)
     np.testing.assert_array_equal(z, expected)
+    assert np.isfinite(expected).any()
     told = [text.value for text in app.text]
     for name, answer in (("route_agreement", agreement), ("load_shift", shift), ("router_saturation", router_saturation(runs))):
         assert ANALYSES[name].finding(answer).sentence in told
