@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
-from page_html import markdown
+from page_html import cut, markdown
 
 T = TypeVar("T")
 
@@ -76,5 +76,5 @@ def choose(
         used = st.session_state[key]
         put({name: None if used == unsaid else used} | dict.fromkeys(clears))
 
-    control(label, options, key=key, format_func=format_func, on_change=use)
+    control(label, options, key=key, format_func=lambda option: cut(format_func(option)), on_change=use)
     return value

@@ -17,6 +17,9 @@ page = st.navigation(
         st.Page("views/tokens.py", title="Tokens"),
         st.Page("views/paths.py", title="Paths"),
         st.Page("views/experts.py", title="Experts"),
+        st.Page("views/specialisation.py", title="Specialisation"),
+        st.Page("views/balance.py", title="Balance"),
+        st.Page("views/compare.py", title="Compare"),
     ]
 )
 st.html(STYLE)

@@ -52,18 +52,19 @@ function make(tag, className, text) {
   return made;
 }
 
-function legend(strip, { legend: entries, palette }) {
+function legend(strip, { legend: entries, palette, scale }) {
   const box = make("div", "legend");
   box.setAttribute("role", "group");
-  box.setAttribute("aria-label", "Leading experts; press one to mark every token that chose it");
-  box.append(make("span", "", "leading expert:"));
+  box.setAttribute("aria-label", scale ? scale.name : "Leading experts; press one to mark every token that chose it");
+  box.append(make("span", "", scale ? `${scale.name}:` : "leading expert:"));
+  if (scale) box.append(make("span", "number", figures(scale.low)), ramp(palette), make("span", "number", figures(scale.high)));
   for (const { expert, tokens, colour } of entries) {
     const button = make("button", "hue", `${expert} (${tokens} ${tokens === 1 ? "token" : "tokens"})`);
     button.style.setProperty("--hue", palette[colour]);
     button.expert = expert;
     box.append(button);
   }
-  box.append(hueless("span", "others"));
+  box.append(hueless("span", scale ? "none" : "others"));
   const extra = hueless("button", "");
   extra.extra = true;
   extra.others = entries.map(({ expert }) => expert);
@@ -73,6 +74,23 @@ function legend(strip, { legend: entries, palette }) {
     if (button) strip.send("mark", button.getAttribute("aria-pressed") === "true" ? null : button.expert);
   };
   return box;
+}
+
+function ramp(palette) {
+  const bar = make("span", "ramp");
+  for (let step = 0; step <= 8; step++) bar.append(shaded(make("span", "level"), step / 8, palette));
+  return bar;
+}
+
+// The more, the denser: legible under light and dark text, and without telling hues apart.
+function shaded(made, level, palette) {
+  made.style.setProperty("--hue", palette[0]);
+  made.style.setProperty("--density", `${5 + 65 * level}%`);
+  return made;
+}
+
+function figures(number) {
+  return number === 0 || Math.abs(number) >= 0.01 ? number.toFixed(Number.isInteger(number) ? 0 : 2) : number.toPrecision(2);
 }
 
 function hueless(tag, text) {
@@ -92,14 +110,14 @@ function bands(tokens) {
   return found;
 }
 
-function bandElement({ palette }, { segment, step, label, correct, rows }) {
+function bandElement({ palette, scale }, { segment, step, label, correct, rows }) {
   const wrong = correct === false;
   const band = make("section", `band ${segment}${wrong ? " wrong" : ""}`);
   const name = make("div", "name", step < 0 ? segment : label);
   if (step >= 0) name.append(make("small", "", `step ${step + 1}${wrong ? " ✗ wrong" : correct ? " ✓" : ""}`));
   const text = make("div", "text");
   for (const row of rows) {
-    text.append(tokenElement(row, palette));
+    text.append(tokenElement(row, palette, scale));
     if (row.token.includes("\n") && row !== rows.at(-1)) text.append(make("br"));
   }
   band.setAttribute("aria-label", name.textContent);
@@ -107,14 +125,18 @@ function bandElement({ palette }, { segment, step, label, correct, rows }) {
   return band;
 }
 
-function tokenElement(row, palette) {
-  const token = make("button", "token hue");
+function tokenElement(row, palette, scale) {
+  const level = scale && row.level !== null;
+  const token = make("button", level ? "token level" : "token hue");
   token.type = "button";
   token.row = row;
-  token.style.setProperty("--hue", row.colour === null ? GREY : palette[row.colour]);
+  token.said = scale ? `${scale.name}: ${row.value === null ? "none" : figures(row.value)}` : "";
+  if (level) shaded(token, row.level, palette);
+  else token.style.setProperty("--hue", scale || row.colour === null ? GREY : palette[row.colour]);
   for (const [piece, standsFor] of row.pieces) token.append(make(standsFor ? "i" : "span", "", piece));
   if (!row.pieces.length) token.append(make("i", "", "∅"));
-  token.setAttribute("aria-label", `${token.textContent}, position ${row.position}, expert ${row.expert} leads`);
+  token.setAttribute("aria-label", `${token.textContent}, position ${row.position}, expert ${row.expert} leads`
+    + (scale ? `, ${token.said}` : ""));
   return token;
 }
 
@@ -131,12 +153,17 @@ function showTip(strip, token) {
   if (!token) return;
   const { row } = token;
   const experts = make("dl");
+  experts.className = row.contributions ? "adds" : "";
+  const head = ["expert", "weight", ...(row.contributions ? ["adds"] : [])];
+  for (const name of row.contributions ? head : [...head, ...head]) experts.append(make("dt", "", name));
   row.experts.forEach((expert, rank) => {
-    experts.append(make("dt", "", `expert ${expert}`), make("dd", "", row.weights[rank].toFixed(3)));
+    experts.append(make("dt", "", `${expert}`), make("dd", "", row.weights[rank].toFixed(3)));
+    if (row.contributions) experts.append(make("dd", "", figures(row.contributions[rank])));
   });
   const place = row.step < 0 ? row.segment : `${row.segment}, step ${row.step + 1} (${row.label})`;
   const loss = row.loss === null ? "last token" : `next-token loss ${row.loss.toFixed(3)} nats`;
   box.replaceChildren(make("p", "", `position ${row.position}, ${place}`), experts, make("p", "", loss));
+  if (token.said) box.append(make("p", "", token.said));
   const frame = strip.getBoundingClientRect();
   const at = token.getBoundingClientRect();
   box.style.top = `${at.bottom - frame.top + 6}px`;

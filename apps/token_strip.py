@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from page_html import cut
 
 from ling_probe.charts import PALETTE
-from ling_probe.token_view import visible_pieces
+from ling_probe.token_view import LONGEST, Scale, visible_pieces
 
 _HERE = Path(__file__).parent
 _KEY = "token-strip"
@@ -25,7 +26,7 @@ _strip = st.components.v2.component(
 
 def token_strip(
     tokens: pd.DataFrame,
-    legend: pd.DataFrame,
+    legend: pd.DataFrame | Scale,
     *,
     view: str,
     pinned: int | None,
@@ -33,23 +34,23 @@ def token_strip(
     on_pin: Callable[[int | None], None],
     on_mark: Callable[[int | None], None],
 ) -> None:
-    """Draw the tokens of a `token_view.token_table`, coloured by the experts of its `leading_experts`.
+    """Draw the tokens of a `token_view.token_table`, coloured by its `leading_experts` or by a `token_scale`.
 
     Args:
         tokens: Rows to draw.
-        legend: Experts with a colour; the others are drawn grey.
+        legend: Experts with a colour, the others are drawn grey; or a scale, whose values are those of all positions.
         view: Names what is drawn; the strip is built anew when it changes.
         pinned: Position of the pinned token.
         marked: Expert to set off wherever it is chosen.
         on_pin: Called with the position the reader pins, None to unpin.
         on_mark: Called with the expert the reader marks, None to unmark.
     """
+    drawn = _by_scale(tokens, legend) if isinstance(legend, Scale) else _by_expert(tokens, legend)
     _strip(
         key=_KEY,
         data={
             "view": view,
-            "tokens": _token_data(tokens, dict(zip(legend["expert"], legend["colour"], strict=True))),
-            "legend": legend.to_dict("records"),
+            **drawn,
             "palette": PALETTE,
             "pinned": pinned,
             "marked": marked,
@@ -59,9 +60,29 @@ def token_strip(
     )
 
 
-def _token_data(tokens: pd.DataFrame, colours: dict[int, int]) -> list[dict[Hashable, Any]]:
+def _by_expert(tokens: pd.DataFrame, legend: pd.DataFrame) -> dict[str, Any]:
+    colours = dict(zip(legend["expert"], legend["colour"], strict=True))
+    rows = [row | {"colour": colours.get(row["expert"])} for row in _rows(tokens)]
+    return {"tokens": rows, "legend": legend.to_dict("records"), "scale": None}
+
+
+def _by_scale(tokens: pd.DataFrame, scale: Scale) -> dict[str, Any]:
+    shown = tokens["position"]
+    measured = pd.DataFrame({"value": scale.values[shown], "level": scale.levels[shown]}, index=tokens.index)
+    return {
+        "tokens": _rows(pd.concat([tokens, measured], axis=1)),
+        "legend": [],
+        "scale": {"name": scale.name, "low": scale.low, "high": scale.high},
+    }
+
+
+def _rows(tokens: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Rows as the browser gets them: what is missing is null, and no text is longer than it is shown."""
     rows = tokens.astype(object).where(tokens.notna(), None).to_dict("records")
-    return [row | {"pieces": visible_pieces(row["token"]), "colour": colours.get(row["expert"])} for row in rows]
+    return [
+        row | {"token": row["token"][:LONGEST], "pieces": visible_pieces(row["token"]), "label": cut(row["label"])}
+        for row in rows
+    ]
 
 
 def _sent(name: str) -> int | None:

@@ -135,25 +135,45 @@ def experts_needed(counts: Real[np.ndarray, "*rows E"], share: float) -> Float64
     return (whole + (share - before) / last)[..., 0]
 
 
+def lorenz_curve(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows E"]:
+    """Share of the load that the least loaded 1, 2, ... E experts have together.
+
+    >>> lorenz_curve(np.array([5, 0, 3, 2]))
+    array([0. , 0.2, 0.5, 1. ])
+    """
+    return np.sort(load_share(counts), axis=-1).cumsum(axis=-1)
+
+
+def busy_share(counts: Real[np.ndarray, "*rows E"]) -> Float64[np.ndarray, "*rows"]:
+    """Share of the load that the busier half of the experts has; of an odd number, the one in the middle counts half.
+
+    >>> busy_share(np.array([[5, 0, 3, 2], [1, 1, 1, 1]]))
+    array([0.8, 0.5])
+    """
+    share, n = np.sort(load_share(counts), axis=-1), counts.shape[-1]
+    return share[..., (n + 1) // 2 :].sum(axis=-1) + (share[..., n // 2] / 2 if n % 2 else 0.0)
+
+
 class BalanceFloor(NamedTuple):
     """What sampling noise alone makes of a router with no preference at all."""
 
     gini: float
     max_vio: float
+    entropy: float
 
 
 def balance_floor(
     n_experts: int, top_k: int, tokens: int, *, n_groups: int = 1, topk_groups: int = 1, seed: int = 0
 ) -> BalanceFloor:
-    """Mean Gini and MaxVio of a perfectly balanced router after so many tokens: a load no more uneven than this shows nothing.
+    """Mean Gini, MaxVio and entropy of a perfectly balanced router after so many tokens: a load no less even shows nothing.
 
     Choice scores are drawn independently and evenly and pass through the group-limited choice. Tokens are independent here;
     real ones cluster, so the floor of a real run lies somewhat higher. No tokens give NaN. Takes a second at 256 experts.
     """
     if tokens == 0:
-        return BalanceFloor(np.nan, np.nan)
+        return BalanceFloor(np.nan, np.nan, np.nan)
     counts = balanced_loads(n_experts, top_k, tokens, n_groups=n_groups, topk_groups=topk_groups, seed=seed)
-    return BalanceFloor(float(gini(counts).mean()), float(max_vio(counts).mean()))
+    return BalanceFloor(float(gini(counts).mean()), float(max_vio(counts).mean()), float(load_entropy(counts).mean()))
 
 
 def balanced_loads(

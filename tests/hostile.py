@@ -19,7 +19,11 @@ TEXTS = (
     "'\"><b>",
     ":material/home:",
     "",
+    "</script><script>document.title='owned'</script>",
+    "\x1b]0;owned\x07\x1b[31mred",
 )
+LONG = "\u202e<b>x" * 2**18
+"""A megabyte and more in one token of the first sequence, after one round of the others."""
 
 
 def hostile_run(folder, n_sequences=12, more=()) -> Run:
@@ -41,10 +45,13 @@ def hostile_run(folder, n_sequences=12, more=()) -> Run:
 
 def _hostile(number, trace, texts):
     text = texts[number % len(texts)]
+    tokens = [*islice(cycle(texts), trace.n_tokens)]
+    if number == 0:
+        tokens[len(texts)] = LONG
     return replace(
         trace,
         sequence_id=f"{number} {text}",
-        tokens=tuple(islice(cycle(texts), trace.n_tokens)),
+        tokens=tuple(tokens),
         steps=tuple(replace(span, label=texts[span.step]) for span in trace.steps),
         family=texts[number % 3],
         prompt=text,

@@ -1,5 +1,6 @@
 import doctest
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def test_balance_is_drawn_above_its_floor(run):
     table = table[table["family"] == "all"]
     figure = charts.balance_lines(table)
     assert [list(trace.y) for trace in figure.data] == [
-        table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor")
+        table[name].tolist() for name in ("gini", "gini_floor", "max_vio", "max_vio_floor", "entropy", "entropy_floor")
     ]
     assert sum(bool(trace.showlegend) for trace in figure.data) == 2
 
@@ -194,7 +195,7 @@ def test_titles_ask_the_question_and_axes_are_named(run, labels):
     for name, figure in figures.items():
         assert figure.layout.title.text == ANALYSES[name].question
         assert figure.layout.yaxis.title.text or figure.layout.yaxis.type == "category"
-        assert figure.layout.xaxis.title.text or figure.layout.xaxis2.title.text
+        assert any(axis.title.text for axis in figure.select_xaxes())
 
 
 @pytest.mark.parametrize(
@@ -233,3 +234,13 @@ def test_training_curves_draw_every_layer_of_the_log():
     lines = charts.training_curves(log).data
     assert [list(line.y) for line in lines] == [[2.0, 1.0], [1.5, 0.5], [3.0, 1.0], [2.0, 0.5], [0.1, 0.3], [0.2, 0.4]]
     assert all(list(line.x) == [10, 20] for line in lines)
+
+
+def test_a_figure_alone_needs_no_network_and_runs_no_label(run):
+    figure = charts.load_heatmap(expert_load(run)).update_layout(title_text="&lt;/title>&lt;script>alert(1)&lt;/script>")
+    figure.add_annotation(text="</script><script>alert(2)</script>")
+    page = charts.standalone_html(figure)
+    assert "<title>&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;</title>" in page
+    assert "<script>alert(" not in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert '"showSendToCloud": false' in page

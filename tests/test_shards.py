@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_cli import ling, refused
 
 from ling_probe import recording
+from ling_probe.analysis import kept_answers
 from ling_probe.benchmarks import Record
 from ling_probe.cluster import capture_with_ray
 from ling_probe.errors import RunError, UsageError
@@ -89,6 +90,16 @@ def test_shards_stay_and_copies_do_where_links_cannot(tmp_path, monkeypatch):
     for shard in shards:
         shutil.rmtree(shard)
     merged.verify()
+
+
+def test_what_shards_keep_of_answers_stays_with_them(tmp_path):
+    shards = shards_of(tmp_path, 2)
+    for shard in shards:
+        dict(kept_answers(Run.open(shard), ["load_balance"]))
+        assert (shard / "analysis/load_balance.parquet").is_file()
+    merged = merge(tmp_path / "merged", shards)
+    assert merged.verify() == []
+    assert not (merged.folder / "analysis").exists()
 
 
 def test_where_machines_differ_the_merged_run_names_all(tmp_path):

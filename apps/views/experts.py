@@ -56,7 +56,9 @@ def show_all(source: opened.Source, run: Run) -> None:
     heading(
         f"{len(listed):,} experts: {charts.COLOURED[value]}", "Click an expert to open it. Red is more than even, blue is less."
     )
-    figure(charts.expert_map(listed, value), name="experts", question="Experts of every layer", on_pick=open_expert)
+    figure(
+        charts.expert_map(listed, value), name="experts", question="Experts of every layer", data=listed, on_pick=open_expert
+    )
     heading(
         "The list",
         "Choose a row to open its expert; a click on a column's name sorts, and the glass above the list searches. Log2 ratios "
@@ -151,7 +153,7 @@ def show_classes(found: dict[str, Any]) -> None:
         elif answer["ci_low"].isna().all():
             st.text("None can be compared: its words are those of one class alone.")
         else:
-            figure(charts.preference_dots(answer, kind), name=f"expert-{kind}", question=asked)
+            figure(charts.preference_dots(answer, kind), name=f"expert-{kind}", question=asked, data=answer)
 
 
 def show_tokens(answer: pd.DataFrame | UsageError) -> None:
@@ -166,7 +168,7 @@ def show_tokens(answer: pd.DataFrame | UsageError) -> None:
     if answer.empty:
         st.text("No token is frequent enough to tell.")
         return
-    figure(charts.token_dots(answer, named(answer["name"])), name="expert-tokens", question=asked)
+    figure(charts.token_dots(answer, named(answer["name"])), name="expert-tokens", question=asked, data=answer)
 
 
 def named(texts: pd.Series) -> list[str]:
@@ -185,7 +187,7 @@ def show_neighbours(answer: pd.DataFrame | UsageError) -> None:
     if isinstance(answer, UsageError):
         refusal(answer)
     else:
-        figure(charts.neighbour_dots(answer.head(NEIGHBOURS)), name="expert-neighbours", question=asked)
+        figure(charts.neighbour_dots(answer.head(NEIGHBOURS)), name="expert-neighbours", question=asked, data=answer)
 
 
 def show_promoted(answer: pd.DataFrame | UsageError) -> None:
@@ -200,7 +202,7 @@ def show_promoted(answer: pd.DataFrame | UsageError) -> None:
     elif answer.empty:
         st.text("It is chosen too rarely before any one token.")
     else:
-        figure(charts.promoted_dots(answer, named(answer["token"])), name="expert-promoted", question=asked)
+        figure(charts.promoted_dots(answer, named(answer["token"])), name="expert-promoted", question=asked, data=answer)
 
 
 def show_causal(answer: pd.DataFrame | UsageError) -> None:

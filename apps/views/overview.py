@@ -1,5 +1,7 @@
 """What ran, how well it did, and where to look first."""
 
+from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import opened
@@ -7,12 +9,12 @@ import pandas as pd
 import streamlit as st
 from address import complete
 from exhibit import figure, heading, refusal
+from export import report_button
 from page_html import block, element, facts, table
 
 from ling_probe import charts
-from ling_probe.analysis import ANALYSES
+from ling_probe.analysis import ANALYSES, SINGLE
 from ling_probe.errors import UsageError
-from ling_probe.report import headline
 from ling_probe.run import Run
 
 
@@ -68,7 +70,7 @@ def show_chart(name: str, answer: pd.DataFrame | UsageError, run: Run) -> None:
         refusal(answer)
         return
     for drawn in charts.FIGURES[name](answer, run.spec):
-        figure(drawn, name=name, question=ANALYSES[name].question)
+        figure(drawn, name=name, question=ANALYSES[name].question, data=answer)
 
 
 def card(row: dict[str, Any]) -> str:
@@ -121,6 +123,41 @@ def show_tokens_instead(first: dict[str, Any]) -> None:
     st.page_link("views/tokens.py", label="See it token by token", icon=":material/arrow_forward:", query_params=there)
 
 
+def show_findings(source: opened.Source) -> None:
+    index = opened.findings(source)
+    heading(
+        "What was found",
+        f"The verdict on each question that was asked of this run so far: {len(index)} of {len(SINGLE)}. Writing the whole "
+        "report, below, asks the others.",
+    )
+    for path, (title, names) in SHOWN_ON.items():
+        rows = index[index["analysis"].isin(names)]
+        if not rows.empty and (HERE / path).is_file():
+            st.html(block(findings_list(rows.to_dict("records"))))
+            st.page_link(path, label=f"Open {title}", icon=":material/arrow_forward:", query_params=link())
+    rest = index[~index["analysis"].isin([name for _, names in SHOWN_ON.values() for name in names])]
+    if not rest.empty:
+        with st.expander("What no page shows; the report does", key="rest"):
+            st.html(block(findings_list(rest.to_dict("records"))))
+
+
+def findings_list(rows: list[dict[Hashable, Any]]) -> str:
+    pairs = (
+        element("dt", row["verdict"]) + f"<dd>{element('b', row['question'])} {element('span', row['finding'])}</dd>"
+        for row in rows
+    )
+    return f"<dl>{''.join(pairs)}</dl>"
+
+
+HERE = Path(__file__).parents[1]
+SHOWN_ON = {
+    "views/specialisation.py": ("Specialisation", ("label_specialisation", "family_specialisation", "expert_clusters")),
+    "views/balance.py": ("Balance", ("expert_load", "load_balance", "load_curve", "coverage")),
+    "views/paths.py": ("Paths", ("layer_transition",)),
+    "views/experts.py": ("Experts", ("expert_saliency", "enrichment", "coactivation", "causal_effects")),
+}
+
+
 def link(**values: object) -> dict[str, str]:
     return {"run": st.query_params["run"]} | {name: str(value) for name, value in values.items()}
 
@@ -128,7 +165,7 @@ def link(**values: object) -> dict[str, str]:
 def overview(source: opened.Source) -> None:
     complete()
     run = opened.open_run(source)
-    first = headline(run, {})
+    first = opened.headline(source)
     show_title(run, first)
     specialised = st.container()
     left, right = st.columns(2)
@@ -138,8 +175,14 @@ def overview(source: opened.Source) -> None:
         show_verification(first["verification"])
     for name in ("load_balance", "expert_load"):
         show_chart(name, opened.table(source, name), run)
+    found = st.container()
+    heading("Take it all along", "Every analysis of this run on one page that can be mailed, with its tables as files.")
+    report_button(source)
     with specialised:
-        show_specialised(source, headline(run, {"label_specialisation": opened.table(source, "label_specialisation")}))
+        opened.table(source, "label_specialisation")
+        show_specialised(source, opened.headline(source, "label_specialisation"))
+    with found:
+        show_findings(source)
 
 
 overview(opened.source())

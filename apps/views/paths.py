@@ -128,7 +128,8 @@ def show_flows(table: pd.DataFrame | UsageError, name: str, least: float, *, whi
     said = f"{table['tokens'].iloc[0]:,} tokens of {table['problems'].iloc[0]:,} problems. "
     said += f"{shown:,} of {reach:,} flows that reach {least:.2%} are drawn; the rest is “others”."
     st.html(block(element("h3", told(name)), element("p", said, class_="soft")))
-    figure(charts.path_sankey(drawn, told(name)), name=f"paths-{which}", question=f"Flows between layers: {told(name)}")
+    asked = f"Flows between layers: {told(name)}"
+    figure(charts.path_sankey(drawn, told(name)), name=f"paths-{which}", question=asked, data=table)
 
 
 def show_list(table: pd.DataFrame) -> None:
@@ -182,7 +183,7 @@ def paths_page(source: opened.Source) -> None:
         else:
             st.text(path_view.told_differences(differences))
             drawn = charts.difference_dots(differences, one=charts.escape(told(names[0])), other=charts.escape(told(names[1])))
-            figure(drawn, name="difference", question="Differences of the two sets by flow")
+            figure(drawn, name="difference", question="Differences of the two sets by flow", data=differences)
     show_list(table)
 
 

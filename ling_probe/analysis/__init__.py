@@ -22,7 +22,9 @@ from ling_probe.analysis.enrichment import enrichment
 from ling_probe.analysis.expert_predictions import expert_prediction
 from ling_probe.analysis.expert_reasons import expert_reasons
 from ling_probe.analysis.information import routing_information
+from ling_probe.analysis.kept import answer_once, kept_answers
 from ling_probe.analysis.load import expert_load, load_balance
+from ling_probe.analysis.load_curves import load_curve
 from ling_probe.analysis.load_shift import load_shift
 from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.overlap import token_overlap
@@ -61,6 +63,7 @@ __all__ = [
     "Verdict",
     "accuracy_difference",
     "affinity_sets",
+    "answer_once",
     "answer_prediction",
     "answers",
     "causal_effects",
@@ -81,10 +84,12 @@ __all__ = [
     "finding",
     "findings_index",
     "held_out",
+    "kept_answers",
     "label_decoding",
     "label_specialisation",
     "layer_transition",
     "load_balance",
+    "load_curve",
     "load_shift",
     "logit_attribution",
     "norm_rank",

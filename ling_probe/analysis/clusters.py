@@ -195,6 +195,31 @@ def clusterings(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(layer=layer).groupby(["view", "scope", "layer"], sort=False)[names].first().reset_index()
 
 
+def clustering_told(table: pd.DataFrame, view: str, layer: int | None) -> str:
+    """Whether the experts of one view and layer, or of all (None), fall into kinds, in a sentence or two; empty without one.
+
+    Args:
+        table: Of `expert_clusters`.
+        view: Of its views.
+        layer: One layer, or all.
+    """
+    each = clusterings(table)
+    rows = each[(each["view"] == view) & (each["layer"] == (layer or 0))]
+    if rows.empty:
+        return ""
+    row, place = rows.iloc[0], "all layers" if layer is None else f"layer {layer}"
+    told = (
+        f"mean silhouette {row['mean_silhouette']:.2f} against {row['silhouette_floor']:.2f} for one cloud of the same spread "
+        f"(q {row['q']:.2g}), stability {row['stability']:.2f}"
+    )
+    if row["kinds"]:
+        return f"By {view}, experts of {place} fall into {row['n_clusters']} kinds: {told}."
+    return (
+        f"By {view}, the {row['n_clusters']} clusters of {place} are no kinds beyond chance: {told}. Colours cut a cloud into "
+        "parts; do not read more into them."
+    )
+
+
 def _finding(table: pd.DataFrame) -> Finding:
     each = clusterings(table)
     each = each.assign(above=each["mean_silhouette"] - each["silhouette_floor"])

@@ -58,9 +58,9 @@ def load_balance(run: Run, *, segments: Sequence[str] | None = None, seed: int =
     """Balance of every layer, beside what a perfectly balanced router shows after as many tokens (`metrics.balance_floor`).
 
     One row a layer, over all sequences and, where there are several, over those of each `family`: `tokens`, `sequences`,
-    `entropy` (of its maximum), `effective_experts`, `gini` with its 95 % interval (`ci_low`, `ci_high`: a jackknife over
-    blocks of sequences) and `gini_floor`, `max_vio` and `max_vio_floor`, `balancedness` (mean over largest load), `cv`, `dead`
-    (never chosen), `rare` (below a tenth of the even share, dead ones included).
+    `entropy` (of its maximum) and `entropy_floor`, `effective_experts`, `gini` with its 95 % interval (`ci_low`, `ci_high`: a
+    jackknife over blocks of sequences) and `gini_floor`, `max_vio` and `max_vio_floor`, `balancedness` (mean over largest
+    load), `cv`, `dead` (never chosen), `rare` (below a tenth of the even share, dead ones included).
 
     Args:
         run: Any run.
@@ -86,6 +86,7 @@ def _balance(run: Run, counts: Float64[np.ndarray, "U M E"], seed: int) -> pd.Da
             "layer": spec.routed_layers,
             "tokens": tokens,
             "entropy": metrics.load_entropy(total),
+            "entropy_floor": floor.entropy,
             "effective_experts": metrics.effective_experts(total),
             "gini": metrics.gini(total),
             "ci_low": low,

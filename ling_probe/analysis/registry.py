@@ -19,6 +19,7 @@ from ling_probe.analysis.expert_predictions import EXPERT_PREDICTION
 from ling_probe.analysis.expert_reasons import EXPERT_REASONS
 from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
+from ling_probe.analysis.load_curves import LOAD_CURVE
 from ling_probe.analysis.load_shift import LOAD_SHIFT
 from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.overlap import TOKEN_OVERLAP
@@ -66,6 +67,7 @@ ANALYSES: dict[str, Analysis] = {
         # how work is spread
         EXPERT_LOAD,
         LOAD_BALANCE,
+        LOAD_CURVE,
         COVERAGE,
         COMMITTEE,
         EXPERT_AFFINITY,

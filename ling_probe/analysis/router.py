@@ -57,18 +57,28 @@ class RouterBatch:
 
 
 def router_bias(run: Run) -> dict[int, Float64[np.ndarray, " E"]]:
-    """The bias of each routed layer.
+    """The bias of each routed layer, of a run whose choices follow from it and its logits.
 
     Raises:
         UsageError: The run kept no logits, does not know the bias, or was captured with changed routing.
     """
     if run.manifest.parts and "logits" not in run.manifest.parts[0].extras:
         raise UsageError("no logits in this run; capture with --keep logits")
+    bias = recorded_bias(run)
+    if changed := [each.kind for each in run.manifest.interventions if each.kind != "silence"]:
+        raise UsageError(f"routing was changed in this run ({changed[0]}), so its choices do not follow from logits and bias")
+    return bias
+
+
+def recorded_bias(run: Run) -> dict[int, Float64[np.ndarray, " E"]]:
+    """The bias of each routed layer, as the manifest has it.
+
+    Raises:
+        UsageError: It does not know it.
+    """
     bias = run.manifest.model.get("expert_bias") or {}
     if missing := [layer for layer in run.spec.routed_layers if len(bias.get(str(layer), ())) != run.spec.n_experts]:
         raise UsageError(f"run.json knows no expert_bias of layer {missing[0]}; capture again with this version")
-    if changed := [each.kind for each in run.manifest.interventions if each.kind != "silence"]:
-        raise UsageError(f"routing was changed in this run ({changed[0]}), so its choices do not follow from logits and bias")
     return {layer: np.array(bias[str(layer)]) for layer in run.spec.routed_layers}
 
 

@@ -44,14 +44,15 @@ def router_saturation(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) 
         total = measure_agreement(final, checkpoint, shared, seed=seed)
         table = pd.DataFrame(agreement_columns(total, shared, draws=draws, seed=seed))
         above = (table["agreement"] - table["chance"]) / (1 - table["chance"])
-        tables.append(table.assign(checkpoint=name, step=_step(checkpoint), above_chance=above))
+        tables.append(table.assign(checkpoint=name, step=snapshot_step(checkpoint), above_chance=above))
     table = pd.concat(tables, ignore_index=True).assign(seed=seed).astype({"step": "Int64"})
     table = table.sort_values(["step", "layer"], kind="stable", ignore_index=True)
     front = ["checkpoint", "step", "layer"]
     return table[[*front, *(name for name in table.columns if name not in front)]]
 
 
-def _step(run: Run) -> int | None:
+def snapshot_step(run: Run) -> int | None:
+    """Step of training of a run's model, if its name ends in "@step-N"."""
     found = re.search(r"@step-(\d+)$", str(run.manifest.model.get("name", "")))
     return int(found[1]) if found else None
 

@@ -11,7 +11,14 @@ import plotly.graph_objects as go
 
 from ling_probe.analysis import surest_first
 from ling_probe.analysis.affinity import affinity_sets
-from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
+from ling_probe.charts.balance import (
+    balance_lines,
+    bias_against_load,
+    coverage_curves,
+    load_heatmap,
+    lorenz_curves,
+    weight_bars,
+)
 from ling_probe.charts.causal import causal_bars
 from ling_probe.charts.comparison import (
     accuracy_bars,
@@ -41,6 +48,7 @@ from ling_probe.charts.one_expert import (
     token_dots,
 )
 from ling_probe.charts.paths import difference_dots, path_sankey
+from ling_probe.charts.profiles import profile_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -60,7 +68,7 @@ from ling_probe.charts.specialisation import (
     token_shares,
 )
 from ling_probe.charts.steps import auroc_bars, similarity_lines
-from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
+from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape, standalone_html
 from ling_probe.charts.tokens import (
     decoding_bars,
     enrichment_dots,
@@ -94,6 +102,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "enrichment": lambda table, _: [enrichment_dots(table)],
     "expert_load": lambda table, spec: [load_heatmap(table, group_size=spec.group_size)],
     "load_balance": lambda table, _: [balance_lines(table)],
+    "load_curve": lambda table, _: [lorenz_curves(table)],
     "coverage": lambda table, _: [coverage_curves(table)],
     "weight_concentration": lambda table, _: [weight_bars(table)],
     "choice_reasons": lambda table, _: [reason_bars(table)],
@@ -147,6 +156,7 @@ __all__ = [
     "attribution_scatter",
     "auroc_bars",
     "balance_lines",
+    "bias_against_load",
     "bias_scatter",
     "causal_bars",
     "churn_lines",
@@ -164,6 +174,7 @@ __all__ = [
     "explained_scatter",
     "information_lines",
     "load_heatmap",
+    "lorenz_curves",
     "margin_lines",
     "neighbour_dots",
     "norm_rank_lines",
@@ -172,6 +183,7 @@ __all__ = [
     "path_sankey",
     "prediction_lines",
     "preference_dots",
+    "profile_heatmap",
     "promoted_dots",
     "reason_bars",
     "repeat_lines",
@@ -188,6 +200,7 @@ __all__ = [
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "standalone_html",
     "stretch_lines",
     "token_dots",
     "token_shares",

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
 from ling_probe.analysis import ANALYSES, surest_first
 from ling_probe.charts.style import (
@@ -17,6 +16,7 @@ from ling_probe.charts.style import (
     grid,
     heatmap,
     intervals,
+    layer_colours,
     lines_with_intervals,
     row_height,
 )
@@ -29,7 +29,7 @@ BESIDE = {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}
 def saturation_curves(table: pd.DataFrame) -> go.Figure:
     """Agreement with the final model by checkpoint of `router_saturation`, a line a layer, darkest first; dashed is chance."""
     layers = list(table.groupby("layer"))
-    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(layers)))
+    colours = layer_colours(len(layers))
     traces: list[go.Scatter] = []
     for (layer, rows), colour in zip(layers, colours, strict=True):
         names = [escape(str(name)) for name in rows["checkpoint"]]

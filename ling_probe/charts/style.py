@@ -1,11 +1,14 @@
 """How every figure looks: colours, ticks, heatmaps, and text that Plotly shows letter by letter."""
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.colors import sample_colorscale
 
 EXPORT_CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
 """For `to_html` and for pages: nothing is offered to a cloud."""
@@ -25,6 +28,19 @@ def escape(text: str) -> str:
     '&lt;b>R&amp;D'
     """
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def standalone_html(figure: go.Figure) -> str:
+    """A page with the figure alone, which works without a network."""
+    body = pio.to_html(figure, full_html=False, include_plotlyjs=True, config=EXPORT_CONFIG)
+    title = html.unescape(str(figure.layout.title.text or "Figure"))
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>body {{ background: white; }}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def layer_colours(layers: int) -> list[str]:
+    """A colour for each of so many layers, the first darkest; all can be seen on white and on black."""
+    return sample_colorscale("Viridis", np.linspace(0.35, 0.85, layers))
 
 
 def grid(table: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ling_probe.cli.app import app
 from ling_probe.cli.opening import check_explorable, check_printable, table_kinds
-from ling_probe.cli.options import WORKERS, Against, DepthName, Json, Pdf, RunFolder, Tables, Workers
+from ling_probe.cli.options import WORKERS, Against, DepthName, Fresh, Json, Pdf, RunFolder, Tables, Workers
 from ling_probe.cli.showing import clean, out, print_comparison, print_frame, print_index, print_page, print_rows
 from ling_probe.errors import UsageError
 
@@ -25,11 +25,12 @@ def analyze(
     show_list: Annotated[bool, typer.Option("--list", help="List the analyses and the questions they answer.")] = False,
     against: Against = None,
     workers: Workers = WORKERS,
+    fresh: Fresh = False,
     rows: Annotated[int, typer.Option(help="Rows of each printed table.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Answer questions about a run; several end in an index of what was found."""
-    from ling_probe.analysis import ANALYSES, SINGLE, answers, finding, findings_index
+    """Answer questions about a run; several end in an index of what was found. Tables are kept in RUN/analysis."""
+    from ling_probe.analysis import ANALYSES, SINGLE, finding, findings_index, kept_answers
 
     if show_list:
         print_rows("analyses", [{"name": name, "question": each.question} for name, each in ANALYSES.items()], as_json=as_json)
@@ -43,7 +44,8 @@ def analyze(
     others = [Run.open(each) for each in against or ()]
     every = tuple(ANALYSES) if others else SINGLE
     findings = {}
-    for name, answer in answers(Run.open(folder), every if "all" in names else names, against=others, workers=workers):
+    asked = every if "all" in names else names
+    for name, answer in kept_answers(Run.open(folder), asked, against=others, workers=workers, fresh=fresh):
         if isinstance(answer, UsageError) and "all" not in names:
             raise answer
         if not isinstance(answer, UsageError):
@@ -61,14 +63,17 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Tell one problem's reasoning: each step, its most selective experts, and what they add to the answer."""
-    from ling_probe.analysis import label_specialisation
+    from ling_probe.analysis import answer_once
     from ling_probe.run import Run
     from ling_probe.step_view import answer_attribution, attribution_by_layer, sequence_number, step_table
 
     run = Run.open(folder)
     number = sequence_number(run, sequence)
     with Console(stderr=True).status("finding what each step prefers"):
-        steps = step_table(run, number, label_specialisation(run))
+        specialisation = answer_once(run, "label_specialisation")
+        if isinstance(specialisation, UsageError):
+            raise specialisation
+        steps = step_table(run, number, specialisation)
     problem = run.sequences.iloc[number]
     if not as_json:
         out.print(f"{clean(problem['sequence_id'])}  {clean(problem['prompt'].strip())}", soft_wrap=True)
@@ -105,6 +110,7 @@ def report(
     tables: Tables = None,
     pdf: Pdf = False,
     workers: Workers = WORKERS,
+    fresh: Fresh = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of report.json, and do nothing else.")
     ] = False,
@@ -123,7 +129,7 @@ def report(
     with out.status("analysing"):
         page = write_report(
             run, into or folder, analyses=tuple(only) if only else None, against=others, depth=Depth(depth.value),
-            experts=experts or (), kinds=table_kinds(tables), workers=workers,
+            experts=experts or (), kinds=table_kinds(tables), workers=workers, fresh=fresh,
         )  # fmt: skip
     print_page(page, pdf=pdf)
 
@@ -167,7 +173,11 @@ def explore(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
-    """Open the explorer on a run; it listens on this machine only, unless told otherwise."""
+    """Open the explorer on a run; it listens on this machine only, unless told otherwise.
+
+    What a page needs and RUN/analysis does not keep is computed when it is first shown, and kept there; ling-probe analyze RUN
+    all computes everything before.
+    """
     import subprocess
 
     from ling_probe.shipping import app_path

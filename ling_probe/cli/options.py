@@ -104,6 +104,7 @@ class CacheDtypeName(StrEnum):
     float8 = "float8"
 
 
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute anew what the run's folder keeps of earlier answers.")]
 Workers = Annotated[int, typer.Option(help="Processes that share the analyses.", min=1)]
 WORKERS = min(2, os.cpu_count() or 1)
 """Each holds up to a gigabyte on a large run."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ling_probe.analysis import ANALYSES, answers, findings_index
+from ling_probe.analysis import ANALYSES, findings_index, kept_answers
 from ling_probe.analysis.comparable import require_comparable
 from ling_probe.claims import claims
 from ling_probe.errors import UsageError
@@ -35,10 +35,12 @@ def write_report(
     experts: Sequence[str] = (),
     kinds: Sequence[TableKind] = DEFAULT_KINDS,
     workers: int = 1,
+    fresh: bool = False,
 ) -> Path:
     """Write the report of a run into a folder, and return the path of its page.
 
-    Files of an earlier report there are replaced. Questions the run cannot answer say why.
+    Files of an earlier report there are replaced. Questions the run cannot answer say why. Answers that the run's folder keeps
+    are read, and the others kept there.
 
     Args:
         run: What to report.
@@ -49,6 +51,7 @@ def write_report(
         experts: Such as 4.20, to be told of beside those a report of depth expert picks itself.
         kinds: Files of each table.
         workers: Processes that share the analyses; the files are the same however many.
+        fresh: Compute everything anew.
 
     Raises:
         UsageError: An analysis or expert does not exist, the run holds no sequences, or the folder is a file.
@@ -58,7 +61,7 @@ def write_report(
         raise UsageError(f"experts are told of in a report of depth expert, and this one is of depth {depth}")
     named = named_experts(experts, run.spec)
     names = asked(depth, comparing=bool(against)) if analyses is None else analyses
-    tables = dict(answers(run, names, against=against, workers=workers))
+    tables = dict(kept_answers(run, names, against=against, workers=workers, fresh=fresh))
     sections = sections_of(run.spec, tables, depth)
     first = headline(run, tables)
     # Named analyses are answered alone: what claims rest on was not asked.
@@ -88,7 +91,7 @@ def write_comparison(
     """
     _check(folder, runs)
     require_comparable(runs)
-    tables = dict(answers(runs[0], COMPARING, against=runs[1:], workers=workers))
+    tables = dict(kept_answers(runs[0], COMPARING, against=runs[1:], workers=workers))
     if all(isinstance(answer, UsageError) for answer in tables.values()):
         raise next(answer for answer in tables.values() if isinstance(answer, UsageError))
     sections = sections_of(runs[0].spec, tables, Depth.full)

@@ -6,6 +6,7 @@
     parts/00000/steps.parquet       one row a reasoning step
     parts/00000/tokens.parquet      one row a token; per routed layer L experts_L, weights_L, and what else was kept
     parts/00000/activations.safetensors   vectors of chosen sites, if asked for
+    analysis/NAME.parquet           answers kept by `analysis.kept`; not of the run, and can be deleted
 
 `manifest` is what run.json says, `tables` what the Parquet files hold, `vectors` and `experts` what the safetensors do, `store`
 the folder: whole parts or none, resume, reading by columns. `partition` says which records make which part, `merge` joins what

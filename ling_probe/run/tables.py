@@ -106,13 +106,27 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         with pq.ParquetFile(path) as file:
-            if missing := set(columns or ()) - set(file.schema_arrow.names):
-                raise RunError(f"{path} lacks column {', '.join(sorted(missing))}, which its run should have; capture it again")
+            check_columns(path, file.schema_arrow, columns or ())
             table = file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path} cannot be read ({reason}); it is damaged: copy the run again, or capture it again") from error
+        raise unreadable(path, error) from error
     return table if columns is None else table.select(columns)
+
+
+def check_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Refuse a file without some columns.
+
+    Raises:
+        RunError: One is missing.
+    """
+    if missing := set(columns) - set(schema.names):
+        raise RunError(f"{path} lacks column {', '.join(sorted(missing))}, which its run should have; capture it again")
+
+
+def unreadable(path: Path, error: Exception) -> RunError:
+    """What to say of a file that could not be read."""
+    reason = str(error).splitlines()[0]
+    return RunError(f"{path} cannot be read ({reason}); it is damaged: copy the run again, or capture it again")
 
 
 def read_batch(

@@ -1,12 +1,9 @@
 """The explorer's server on a folder of runs, and tabs whose console must stay without errors."""
 
 import re
-import socket
-import subprocess
-import sys
 
 import pytest
-from browsing import ARGUMENTS, CHROMIUM, EXPLORER, wait_for
+from browsing import ARGUMENTS, CHROMIUM, explorer_on
 from hostile import hostile_run
 from synthetic import Planted, synthetic_run
 
@@ -23,18 +20,8 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(runs):
     """Address of an explorer on the runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--server.address", "127.0.0.1", "--server.port", str(port), "--server.headless", "true"]
-    command = [sys.executable, "-m", "streamlit", "run", str(EXPLORER), *options, "--browser.gatherUsageStats", "false"]
-    process = subprocess.Popen([*command, "--", str(runs)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/_stcore/health", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with explorer_on(runs) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")

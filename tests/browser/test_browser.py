@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from browsing import NEEDS_CHROMIUM, address, settle, shoot
-from hostile import TEXTS
+from hostile import LONG, TEXTS
 
 from ling_probe.run import Run
-from ling_probe.token_view import leading_experts, problem_table, token_layers, token_table
+from ling_probe.token_view import leading_experts, problem_table, sequence_choices, token_layers, token_scale, token_table
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -26,7 +26,7 @@ def panel(page, position) -> list[list[str]]:
 def expected_panel(run, sequence, position) -> list[list[str]]:
     return [
         [str(layer), *(f"{row.expert} ({row.weight:.3f})" for row in rows.itertuples())]
-        for layer, rows in token_layers(run, sequence, position).groupby("layer")
+        for layer, rows in token_layers(sequence_choices(run, sequence), position).groupby("layer")
     ]
 
 
@@ -75,7 +75,24 @@ def test_pointing_at_a_token_tells_what_it_chose(server, runs, tab):
     assert f"position 8, {row['segment']}, step {row['step'] + 1} ({row['label']})" in shown
     assert f"next-token loss {row['loss']:.3f} nats" in shown
     for expert, weight in zip(row["experts"], row["weights"], strict=True):
-        assert f"expert {expert}\n{weight:.3f}" in shown
+        assert f"\n{expert}\n{weight:.3f}" in shown
+
+
+def test_a_colouring_has_a_scale_and_tells_its_numbers(server, runs, tab):
+    page, run = tab(), Run.open(runs / "planted")
+    page.goto(f"{server}/tokens?run=planted&problem=b-0007&layer=1&colour=loss")
+    scale = token_scale(run, 7, layer=1, by="loss")
+    token(page, 8).hover()
+    assert f"{scale.name}: {scale.values[8]:.2f}" in page.locator(".tip").inner_text()
+    assert f"{scale.high:.2f}" in page.locator(".legend").inner_text()
+    assert page.locator(".ramp .level").count() == 9
+    density = "token => parseFloat(token.style.getPropertyValue('--density'))"
+    shown = [each.evaluate(density) for each in page.locator(".token").all()[:-1]]
+    np.testing.assert_allclose(shown, 5 + 65 * scale.levels[:-1], rtol=1e-6)
+    page.get_by_label("Colour").click()
+    page.get_by_role("option", name="leading expert").click()
+    page.locator(".ramp").wait_for(state="detached")
+    assert "colour" not in address(page)
 
 
 def test_the_keyboard_is_enough(server, runs, tab):
@@ -168,6 +185,8 @@ def test_hostile_texts_stay_text(server, runs, tab):
     assert token(page, 2).inner_text() == "$x$"
     assert token(page, 4).inner_text() == "‹202E›abc‹2066›"
     assert token(page, 9).inner_text() == "∅"
+    assert token(page, 11).inner_text() == "‹001B›]0;owned‹0007›‹001B›[31mred"
+    assert token(page, len(TEXTS)).inner_text().endswith(f"‹… and {len(LONG) - 200:,} more›")
     assert page.locator("[data-testid=stMain] script, [data-testid=stMain] img, .katex").count() == 0
     assert page.title() == "ling_probe"
     assert all(url.startswith((server, "data:", "blob:")) for url in requests)

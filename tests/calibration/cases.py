@@ -133,6 +133,7 @@ CASES = (
     Case(analysis="token_overlap", world="words do not route", rows=none, reason=VERDICT_ONLY),
     Case(analysis="enrichment", world="loads", reason=FEW_NAMED),
     Case(analysis="expert_load", world="balanced", rows=none),
+    Case(analysis="load_curve", world="balanced", rows=none, quick_runs=40, reason=VERDICT_ONLY),
     Case(analysis="coverage", world="balanced", rows=none, quick_runs=40, reason=VERDICT_ONLY),
     Case(analysis="router_confidence", world="words", rows=beyond_words, quick=FEW, reason=RARE_WORDS),
     Case(analysis="expert_affinity", world="same words"),

@@ -8,13 +8,13 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 from exploring import chart, choose, error, page_text, press, strip, values
-from hostile import TEXTS
+from hostile import LONG, TEXTS
 from synthetic import synthetic_run
 
 from ling_probe.analysis import expert_load, label_specialisation, load_balance
 from ling_probe.report import headline
 from ling_probe.run import Run
-from ling_probe.token_view import problem_table, token_layers, token_table
+from ling_probe.token_view import problem_table, sequence_choices, token_layers, token_scale, token_table
 
 
 def test_overview_shows_what_the_tables_say(runs, visit):
@@ -44,7 +44,8 @@ def test_overview_draws_balance_with_its_floor_and_the_load(runs, visit):
     app, run = visit(run="planted"), Run.open(runs / "planted")
     lines, balance = chart(app, 0), load_balance(run)
     balance = balance[balance["family"] == "all"]
-    for line, name in zip(lines, ("gini", "gini_floor", "max_vio", "max_vio_floor"), strict=True):
+    names = ("gini", "gini_floor", "max_vio", "max_vio_floor", "entropy", "entropy_floor")
+    for line, name in zip(lines, names, strict=True):
         np.testing.assert_allclose(values(line["y"]), balance[name])
     load = expert_load(run)["log2_ratio"].to_numpy(np.float32)
     np.testing.assert_array_equal(values(chart(app, 1)[0]["z"]).ravel(), load)
@@ -52,7 +53,7 @@ def test_overview_draws_balance_with_its_floor_and_the_load(runs, visit):
 
 def test_overview_leads_to_an_example_of_the_surest_effect(runs, visit):
     app, run = visit(run="planted"), Run.open(runs / "planted")
-    link = app.get("page_link")[0]
+    link, *_ = app.get("page_link")
     address = {name: value for name, (value,) in parse_qs(link.proto.query_string).items()}
     assert {"run": "planted", "layer": "2", "expert": "5"}.items() <= address.items()
     shown = visit("tokens", **address)
@@ -93,9 +94,48 @@ def test_the_strip_holds_the_table(runs, visit, layer):
     assert shown["pinned"] is None
 
 
+def test_tokens_are_coloured_by_what_the_address_says(runs, visit):
+    app, run = visit("tokens", run="planted", problem="b-0007", layer=2, colour="loss"), Run.open(runs / "planted")
+    scale, shown = token_scale(run, 7, layer=2, by="loss"), strip(app)
+    assert shown["scale"] == {"name": scale.name, "low": scale.low, "high": scale.high}
+    assert [row["value"] for row in shown["tokens"]][:-1] == pytest.approx(scale.values[:-1].tolist())
+    assert [row["level"] for row in shown["tokens"]][:-1] == pytest.approx(scale.levels[:-1].tolist())
+    assert shown["tokens"][-1]["value"] is shown["tokens"][-1]["level"] is None
+    app = choose(app, "Colour", "entropy")
+    assert app.query_params["colour"] == "entropy"
+    assert strip(app)["scale"]["name"] == "entropy of the chosen weights, of its maximum"
+    app = choose(app, "Colour", "expert")
+    assert "colour" not in app.query_params
+    assert strip(app)["scale"] is None
+
+
+def test_agreement_is_with_a_run_of_the_folder(make_run, visit):
+    run, other = make_run(6), make_run(6, seed=2)
+    app = visit("tokens", folder=run.folder.parent, run=run.folder.name, problem="deduction-0001", layer=1, colour="agreement")
+    assert app.query_params["against"] == other.folder.name
+    expected = token_scale(run, 1, layer=1, by="agreement", against=other)
+    found = [np.nan if row["value"] is None else row["value"] for row in strip(app)["tokens"]]
+    np.testing.assert_array_equal(found, expected.values)
+    app = visit("tokens", folder=run.folder.parent, run=run.folder.name, colour="agreement", against="../x")
+    assert any("no against" in warning.value for warning in app.warning)
+
+
+def test_runs_that_cannot_be_compared_are_told(visit):
+    app = visit("tokens", run="planted", colour="agreement", against="hostile")
+    assert not app.exception
+    assert any("Not applicable" in text.value for text in app.text)
+    assert strip(app)["scale"] is None
+
+
+def test_a_colour_that_the_run_cannot_show_is_told(visit):
+    app = visit("tokens", run="planted", colour="margin")
+    assert any("no colour" in warning.value for warning in app.warning)
+    assert strip(app)["scale"] is None
+
+
 def test_a_pinned_token_shows_every_layer(runs, visit):
     app, run = visit("tokens", run="planted", problem="b-0007", layer=2, token=9), Run.open(runs / "planted")
-    expected = token_layers(run, 7, 9)
+    expected = token_layers(sequence_choices(run, 7), 9)
     assert strip(app)["pinned"] == 9
     heat = chart(app)[0]
     np.testing.assert_allclose(values(heat["z"]).ravel(), expected["weight"], rtol=1e-6)
@@ -113,6 +153,7 @@ def test_the_address_restores_a_view(visit):
     assert {box.label: box.value for box in app.selectbox} == {"Run": "planted"} | {
         "Family": "a",
         "Answers": "*",
+        "Colour": "expert",
         "Layer": 3,
         "Problem": "a-0004",
     }
@@ -181,10 +222,30 @@ class Tags(HTMLParser):
         self.found |= {tag, *(name for name, _ in attrs)}
 
 
-OURS = {"div", "h1", "h2", "h3", "p", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "caption", "code", "i"}
+OURS = {
+    "div",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "dl",
+    "dt",
+    "dd",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "caption",
+    "code",
+    "i",
+    "b",
+    "span",
+}
 
 
-@pytest.mark.parametrize("page", ["overview", "tokens"])
+@pytest.mark.parametrize("page", ["overview", "tokens", "balance", "specialisation", "compare"])
 def test_hostile_texts_are_shown_and_inert(visit, page):
     app = visit(page, run="hostile", token=1)
     assert not app.exception
@@ -197,9 +258,11 @@ def test_hostile_texts_are_shown_and_inert(visit, page):
         assert "Routing of <b>$model$</b> on <img src=x onerror=alert(1)> $t$" in shown
         assert ":red[0] of <i>9</i> differ" in shown
         assert "<u>key</u>" in shown
-    else:
+    if page == "tokens":
         assert [row["token"] for row in strip(app)["tokens"]][: len(TEXTS)] == list(TEXTS)
         assert TEXTS[0] in shown
+        assert strip(app)["tokens"][len(TEXTS)]["pieces"][-1] == [f"‹… and {len(LONG) - 200:,} more›", True]
+        assert len(app.get("bidi_component")[0].proto.json) < 200_000
 
 
 def test_the_component_sets_text_and_no_markup():
