@@ -84,11 +84,17 @@ class Chain:
 
     @classmethod
     def fit(cls, values: Float64[np.ndarray, "T D"], lengths: Sequence[int], n_states: int, *, seed: int) -> "Chain":
-        """Fit by expectation and maximisation, from clusters of the values."""
+        """Fit by expectation and maximisation, from clusters of the values.
+
+        Averages of neighbours cannot change faster than these leave them. Counted as seen beforehand is so often that a state
+        stayed; else two states take turns to stand for one that is not normally distributed.
+        """
+        stayed = 2 * REACH * len(values) / n_states
         model = GaussianHMM(
-            n_states, covariance_type="diag", min_covar=_LEAST_VARIANCE, n_iter=_ROUNDS, tol=0.1, random_state=seed
-        )
-        log = logging.getLogger("hmmlearn")
+            n_states, covariance_type="diag", min_covar=_LEAST_VARIANCE, n_iter=_ROUNDS, tol=0.1, random_state=seed,
+            transmat_prior=1 + stayed * np.eye(n_states),
+        )  # fmt: skip
+        log = logging.getLogger("hmmlearn.base")
         quiet, log.disabled = log.disabled, True
         try:
             model.fit(values, list(lengths))
@@ -129,10 +135,6 @@ class RoutingStates:
 
     space: Space
     chain: Chain
-    beyond_tokens: bool
-    """Whether states are of what is left of routing without the mean of each token id."""
-    fitted_on: Integer[np.ndarray, " P"]
-    """Rows in `Run.sequences` of the problems it was fitted to."""
 
     @property
     def n_states(self) -> int:
@@ -140,15 +142,11 @@ class RoutingStates:
         return self.chain.n_states
 
     def decode(
-        self,
-        expert_ids: Integer[np.ndarray, "T M K"],
-        token_ids: Integer[np.ndarray, " T"],
-        lengths: Sequence[int] | None = None,
+        self, expert_ids: Integer[np.ndarray, "T M K"], lengths: Sequence[int] | None = None
     ) -> Integer[np.ndarray, " T"]:
         """State of each token of one sequence, or of several of some lengths."""
-        values, sizes = self.space.place(expert_ids), [len(expert_ids)] if lengths is None else list(lengths)
-        values = values - self.space.expected(token_ids) if self.beyond_tokens else values
-        return self.chain.decode(smoothed(values, sizes), sizes)
+        sizes = [len(expert_ids)] if lengths is None else list(lengths)
+        return self.chain.decode(smoothed(self.space.place(expert_ids), sizes), sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,20 +244,46 @@ def chosen_number(values: Float64[np.ndarray, "T D"], lengths: Sequence[int], *,
     return CANDIDATES[int(np.argmax(near))]
 
 
-def fit_states(run: Run, *, states: int | None = None, beyond_tokens: bool = False, seed: int = 0) -> RoutingStates:
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Routing states, and the problems they were fitted to and may be looked at in."""
+
+    halves: Halves
+    states: RoutingStates
+
+    @property
+    def n_states(self) -> int:
+        """Number of states."""
+        return self.states.n_states
+
+    @cached_property
+    def path(self) -> Integer[np.ndarray, " N"]:
+        """State of each token, those of the first half included."""
+        return self.halves.path(self.states.chain, self.halves.values)
+
+    @cached_property
+    def token_path(self) -> Integer[np.ndarray, " N"]:
+        """The same states, as the identity of each token alone would make them."""
+        return self.halves.path(self.states.chain, self.halves.expected)
+
+
+def fit(run: Run, *, states: int | None = None, seed: int = 0) -> Fitted:
+    """Routing states with their sample; arguments as for `fit_states`."""
+    if states is not None and states < 2:
+        raise UsageError(f"{states} routing states asked for; there must be 2 at least")
+    halves = draw_halves(run, seed=seed)
+    return Fitted(halves, RoutingStates(halves.space, halves.chain(halves.values, states, seed=seed)))
+
+
+def fit_states(run: Run, *, states: int | None = None, seed: int = 0) -> RoutingStates:
     """Routing states of a run, fitted to half of its problems, or of a sample of them.
 
     Args:
         run: Any run with at least 12 sequences.
         states: How many; None takes as many as tell held-out problems of that half best.
-        beyond_tokens: Of what is left of routing without the mean of each token id.
         seed: Of the sample, the halves and the start.
 
     Raises:
         UsageError: Too few problems, or fewer than two states.
     """
-    if states is not None and states < 2:
-        raise UsageError(f"{states} routing states asked for; there must be 2 at least")
-    halves = draw_halves(run, seed=seed)
-    chain = halves.chain(halves.left if beyond_tokens else halves.values, states, seed=seed)
-    return RoutingStates(halves.space, chain, beyond_tokens, np.unique(halves.sample.sequence[halves.first]))
+    return fit(run, states=states, seed=seed).states

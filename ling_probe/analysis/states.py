@@ -16,7 +16,7 @@ from sklearn.metrics.cluster import expected_mutual_information
 
 from ling_probe import stats
 from ling_probe.analysis.classified import PLACES
-from ling_probe.analysis.hidden import Halves, draw_halves
+from ling_probe.analysis.hidden import Halves, fit
 from ling_probe.analysis.question import Analysis, Finding, in_order, judge_held_out
 from ling_probe.analysis.sample import interval_text, label_codes, numbered
 from ling_probe.errors import UsageError
@@ -52,11 +52,11 @@ def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, 
     """
     if run.steps.empty:
         raise UsageError("no step labels in this run")
-    halves = draw_halves(run, seed=seed)
+    fitted = fit(run, states=states, seed=seed)
+    halves, labelled = fitted.halves, _Labelled.of(run, fitted.halves, shuffles, seed)
     series = dict(zip(SOURCES, (halves.values, halves.expected, halves.left), strict=True))
-    chains = {ROUTING: halves.chain(series[ROUTING], states, seed=seed)}
-    chains |= {name: halves.chain(series[name], chains[ROUTING].n_states, seed=seed) for name in (TOKENS, LEFT)}
-    labelled = _Labelled.of(run, halves, shuffles, seed)
+    chains = {ROUTING: fitted.states.chain}
+    chains |= {name: halves.chain(series[name], fitted.n_states, seed=seed) for name in (TOKENS, LEFT)}
     rows, found = [], {}
     for name in SOURCES:
         path = halves.path(chains[name], series[name])
