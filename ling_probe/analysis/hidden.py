@@ -7,8 +7,9 @@
    a chance to stay, so states last as long as the routing says;
 4. read the states of any problem off its most likely path (Viterbi).
 
-Words route, so states of routing are largely states of the words. Two more series make that visible: what the identity of each
-token makes of its components (their mean over all its tokens), and what is left of them without it.
+Words route, so states of routing are largely states of the words. Three more series make that visible: what the identity of each
+token makes of its components (their mean over all its tokens), what is left of them without it, and routing as it would be if
+it followed the tokens alone: each token with the components of another that has its id.
 """
 
 import logging
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float64, Integer
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from ling_probe.analysis.sample import TokenSample, frequent, indicator, numbered, sample_tokens, two_halves
+from ling_probe.analysis.sample import TokenSample, indicator, numbered, sample_tokens, two_halves
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -36,6 +37,7 @@ CANDIDATES = (2, 4, 6, 8)
 """Numbers of states tried."""
 LEAST_PROBLEMS = 12
 """With fewer there is nothing to fit on one half and to look at in the other."""
+RESAMPLES = 4
 _ROUNDS, _LEAST_VARIANCE = 20, 1e-3
 
 
@@ -166,6 +168,19 @@ class Halves:
         """What is left without it."""
         return self.values - self.expected
 
+    def resampled(self, *, seed: int | Sequence[int]) -> Float64[np.ndarray, "N D"]:
+        """Components of other tokens with the same ids, each once; an id seen once keeps its own."""
+        ids, values = self.sample.token_id, np.empty_like(self.values)
+        drawn = np.lexsort((np.random.default_rng(seed).random(len(ids)), ids))
+        values[np.argsort(ids, kind="stable")] = self.values[drawn]
+        return values
+
+    @cached_property
+    def left_by_pairs(self) -> Float64[np.ndarray, "N D"]:
+        """What is left without the mean of each token and the one before it; of a pair seen once, nothing."""
+        pair = numbered(self.sample.previous_id, self.sample.token_id)
+        return self.values - ((indicator(pair, int(pair.max()) + 1) @ self.values) / np.bincount(pair)[:, None])[pair]
+
     @cached_property
     def all_lengths(self) -> list[int]:
         """Tokens of each problem."""
@@ -250,6 +265,7 @@ class Fitted:
 
     halves: Halves
     states: RoutingStates
+    seed: int
 
     @property
     def n_states(self) -> int:
@@ -262,8 +278,14 @@ class Fitted:
         return self.halves.path(self.states.chain, self.halves.values)
 
     @cached_property
+    def resampled_paths(self) -> list[Integer[np.ndarray, " N"]]:
+        """The same states if routing followed the tokens alone, some times over."""
+        drawn = (self.halves.resampled(seed=[self.seed, 4, draw]) for draw in range(RESAMPLES))
+        return [self.halves.path(self.states.chain, values) for values in drawn]
+
+    @cached_property
     def token_path(self) -> Integer[np.ndarray, " N"]:
-        """The same states, as the identity of each token alone would make them."""
+        """The same states, from the mean of each token."""
         return self.halves.path(self.states.chain, self.halves.expected)
 
 
@@ -272,7 +294,7 @@ def fit(run: Run, *, states: int | None = None, seed: int = 0) -> Fitted:
     if states is not None and states < 2:
         raise UsageError(f"{states} routing states asked for; there must be 2 at least")
     halves = draw_halves(run, seed=seed)
-    return Fitted(halves, RoutingStates(halves.space, halves.chain(halves.values, states, seed=seed)))
+    return Fitted(halves, RoutingStates(halves.space, halves.chain(halves.values, states, seed=seed)), seed)
 
 
 def fit_states(run: Run, *, states: int | None = None, seed: int = 0) -> RoutingStates:

@@ -1,8 +1,8 @@
 """What each state of routing goes with: labels of steps, families, tokens, experts.
 
 Counts are of held-out problems. Whether a state goes with a label is tested: how many of a step's tokens are in the state, less
-how many the identity of its tokens would put there, summed over the steps of the label, against labels shuffled over whole
-steps inside each problem and third of its solution. Families, tokens and experts describe.
+how many would be if routing followed the tokens alone (each with the routing of another of its id), summed over the steps of
+the label, against labels shuffled over whole steps inside each problem and third of its solution. Families, tokens and experts describe.
 """
 
 from dataclasses import dataclass
@@ -148,9 +148,9 @@ def _held_out_steps(run: Run, fitted: Fitted) -> _Steps | None:
     first = np.unique(step, return_index=True)[1]
     n_steps = np.bincount(run.steps["sequence"], minlength=len(run.sequences))[sample.sequence[rows][first]]
     problem = numbered(sample.sequence[rows][first])
-    counts, words = (
+    counts, *words = (
         np.bincount(step * n + path[rows], minlength=len(first) * n).reshape(-1, n).astype(float)
-        for path in (fitted.path, fitted.token_path)
+        for path in (fitted.path, *fitted.resampled_paths)
     )
     return _Steps(
         np.unique(run.steps["label"].to_numpy(dtype=str)),
@@ -158,7 +158,7 @@ def _held_out_steps(run: Run, fitted: Fitted) -> _Steps | None:
         problem * PLACES + PLACES * sample.step[rows][first] // n_steps,
         stats.sequence_blocks(int(problem.max()) + 1, blocks=BLOCKS)[problem],
         counts,
-        counts - words,
+        counts - np.mean(words, axis=0),
     )
 
 
@@ -215,8 +215,8 @@ STATE_PROFILES = Analysis(
     question="What does each state of routing go with?",
     claim="Some states of routing hold tokens of a label's steps more or less often than words, problem and third make them.",
     method=(
-        "States as in routing_states, on held-out problems; tokens of each step in a state, less those that the identity of its "
-        "tokens would put there, summed by label. Null: labels shuffled over whole steps inside problem and third, its law from "
+        "States as in routing_states, on held-out problems; tokens of each step in a state, less those of routing that follows "
+        "the tokens alone (each with the routing of another of its id), summed by label. Null: labels shuffled over whole steps inside problem and third, its law from "
         "exact moments; corrected over states and labels; intervals from a jackknife over problems."
     ),
     order=_order,

@@ -24,8 +24,8 @@ def state_transitions(run: Run, *, states: int | None = None, fitted: Fitted | N
     One row a pair of states, `before` and `after`: `count` of tokens that stand so; `probability` of `after` at the next token
     and what the shares alone would make it, `expected`; and of the changes alone, `leaving`, the chance to go there when
     `before` ends, and `expected_leaving`; `log2_ratio` of these two counts with its interval (`ci_low`, `ci_high`: jackknife over
-    blocks of problems), `p` against 0 and `q` corrected over all pairs; `token_log2_ratio`, the same where the identity of
-    each token alone makes the states. All but the first four columns are NaN where a state follows itself.
+    blocks of problems), `p` against 0 and `q` corrected over all pairs; `token_log2_ratio`, the same if
+    routing followed the tokens alone. All but the first four columns are NaN where a state follows itself.
 
     Args:
         run: Any run with at least 12 sequences.
@@ -37,10 +37,10 @@ def state_transitions(run: Run, *, states: int | None = None, fitted: Fitted | N
         UsageError: Too few problems.
     """
     fitted = fitted or fit(run, states=states, seed=seed)
-    blocks, words = (_pairs(fitted, path) for path in (fitted.path, fitted.token_path))
+    blocks, *words = (_pairs(fitted, path) for path in (fitted.path, *fitted.resampled_paths))
     total, n = blocks.sum(axis=0), fitted.n_states
     share, away = _shares(total), ~np.eye(n, dtype=bool)
-    ratio, token_ratio = _ratios(total), _ratios(words.sum(axis=0))
+    ratio, token_ratio = _ratios(total), _ratios(np.sum(words, axis=(0, 1)))
     low, high, p = stats.jackknife_interval(ratio, np.array([_ratios(total - block) for block in blocks]))
     seen = away & (total > 0)
     p = np.where(seen, p, np.nan)
@@ -116,7 +116,7 @@ STATE_TRANSITIONS = Analysis(
     method=(
         "States as in routing_states, on held-out problems; where a state ends, how often each other one follows, over its share "
         "of the tokens outside that state. Intervals and p from a jackknife over problems, corrected over pairs; beside it the "
-        "same where each token's identity makes the states."
+        "same if routing followed the tokens alone (each with the routing of another of its id)."
     ),
     order=surest_first,
     finding=_finding,

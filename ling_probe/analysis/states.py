@@ -2,7 +2,8 @@
 
 1. fit hidden states (see `hidden`) to routing on half of the problems, and read them off the other half;
 2. do the same with what the identity of each token makes of its routing (states of the words), and with what is left of routing
-   without it;
+   without it; and read the states of routing as they would be if it followed the tokens alone, each token with the routing of
+   another of its id;
 3. measure what states tell of the label, on the other half: adjusted mutual information, 0 at chance and 1 where one gives the
    other. Labels go with families, and with the place in a solution, and so may states; chance is therefore also that of labels
    shuffled over whole steps inside each problem and third of its solution.
@@ -22,7 +23,7 @@ from ling_probe.analysis.sample import interval_text, label_codes, numbered
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
-ROUTING, TOKENS, LEFT = SOURCES = ("routing", "tokens", "routing beyond tokens")
+ROUTING, TOKENS, LEFT, RESAMPLED = SOURCES = ("routing", "tokens", "routing beyond tokens", "routing by tokens alone")
 LEAST_EFFECT = 0.02
 """Adjusted information that is worth having."""
 LEAST_PROBLEMS = 40
@@ -33,7 +34,7 @@ BLOCKS = 20
 def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, seed: int = 0) -> pd.DataFrame:
     """How well states of routing agree with the labels of steps on held-out problems, beyond chance and beyond the tokens.
 
-    One row a source of states (`source`: routing as it is, what tokens alone make of it, what is left without them): `states`,
+    One row a source of states (`source`: routing as it is, what tokens alone make of it, what is left without them, routing as it would be by tokens alone): `states`,
     mean `duration` in tokens and its value `by_chance` were the same states independent from token to token; `ami`, the
     adjusted mutual information with the labels, in [0, 1] but for noise; `shuffled_ami`, its mean when labels are shuffled over
     whole steps inside problem and third; `agreement`, the information above these shuffles over what there could be, with its
@@ -54,14 +55,14 @@ def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, 
         raise UsageError("no step labels in this run")
     fitted = fit(run, states=states, seed=seed)
     halves, labelled = fitted.halves, _Labelled.of(run, fitted.halves, shuffles, seed)
-    series = dict(zip(SOURCES, (halves.values, halves.expected, halves.left), strict=True))
+    series = {ROUTING: halves.values, TOKENS: halves.expected, LEFT: halves.left}
     chains = {ROUTING: fitted.states.chain}
     chains |= {name: halves.chain(series[name], fitted.n_states, seed=seed) for name in (TOKENS, LEFT)}
+    paths = {name: halves.path(chains[name], series[name]) for name in chains} | {RESAMPLED: fitted.resampled_paths[0]}
     rows, found = [], {}
     for name in SOURCES:
-        path = halves.path(chains[name], series[name])
-        found[name] = labelled.agreement(path, chains[name].n_states)
-        rows.append({"source": name, "states": chains[name].n_states} | _durations(halves, path) | labelled.row(found[name]))
+        found[name] = labelled.agreement(paths[name], fitted.n_states)
+        rows.append({"source": name, "states": fitted.n_states} | _durations(halves, paths[name]) | labelled.row(found[name]))
     for row in rows:
         row |= _beyond(found[row["source"]], found[TOKENS])
     table = pd.DataFrame(rows)
@@ -164,7 +165,7 @@ def _beyond(mine: _Agreement, words: _Agreement) -> dict[str, float]:
 
 def _finding(table: pd.DataFrame) -> Finding:
     by = table.set_index("source")
-    row, words, left = (by.loc[name] for name in SOURCES)
+    row, words, left, alone = (by.loc[name] for name in SOURCES)
     verdict = judge_held_out(
         row["beyond_low"], row["beyond_high"], least=LEAST_EFFECT, enough=row["fitted"] >= LEAST_PROBLEMS
     )
@@ -173,8 +174,8 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"{int(row['states'])} states of routing, learnt without labels, last {row['duration']:.1f} tokens and share an "
             f"adjusted information of {row['ami']:.3f} with the labels of held-out steps; states of the words alone "
             f"{words['ami']:.3f}. Above labels shuffled inside problem and third, routing agrees by {row['agreement']:.3f} "
-            f"({interval_text(row['ci_low'], row['ci_high'])}), words by {words['agreement']:.3f}: "
-            f"{row['beyond_tokens']:+.3f} beyond the tokens ({interval_text(row['beyond_low'], row['beyond_high'], '+.3f')}). "
+            f"({interval_text(row['ci_low'], row['ci_high'])}; {alone['agreement']:.3f} if it followed the tokens alone), words by "
+            f"{words['agreement']:.3f}: {row['beyond_tokens']:+.3f} beyond the tokens ({interval_text(row['beyond_low'], row['beyond_high'], '+.3f')}). "
             f"States of what is left without the tokens agree by {left['agreement']:.3f} "
             f"({interval_text(left['ci_low'], left['ci_high'])}; {int(row['tokens']):,} tokens of {int(row['sequences']):,} problems)."
         ),
