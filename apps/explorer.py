@@ -15,6 +15,7 @@ page = st.navigation(
     [
         st.Page("views/overview.py", title="Overview", default=True),
         st.Page("views/tokens.py", title="Tokens"),
+        st.Page("views/steps.py", title="Steps"),
     ]
 )
 st.html(STYLE)

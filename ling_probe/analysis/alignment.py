@@ -8,7 +8,8 @@
 4. Correlate the two, each less its mean in the family and number of steps; and where some pairs have the same operations, see
    how much nearer their paths lie.
 5. Do so for routing, for what the identity of each token makes of it, for what is left without, and for what is left without
-   what each token and the one before it make of it together; and shuffle whole sequences of labels among problems of one family and number of steps.
+   what each token and the one before it make of it together; and shuffle whole sequences of labels among problems of one family
+   and number of steps.
 """
 
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ class _Problems:
     def edited(self, sequences: Sequence[tuple[int, ...]]) -> Float64[np.ndarray, "P P"]:
         """Edit distance of each pair's sequences over the length of the longer."""
         one, other = np.nonzero(np.triu(self.pairs))
-        found = edit_distance([sequences[place] for place in one], [sequences[place] for place in other])
+        found = edit_distance(*([sequences[int(place)] for place in side] for side in (one, other)))
         distance = np.zeros((len(sequences), len(sequences)))
         distance[one, other] = distance[other, one] = found
         return distance
@@ -206,7 +207,8 @@ class _Compared:
         """Less the mean of the block's pairs; 0 for what is no pair."""
         member = indicator(self.block, int(self.block.max()) + 1)
         total, number = (
-            np.diagonal(member @ (member @ each).T).astype(float) for each in (np.where(self.pairs, values, 0.0), self.pairs * 1.0)
+            np.diagonal(member @ (member @ each).T).astype(float)
+            for each in (np.where(self.pairs, values, 0.0), self.pairs * 1.0)
         )
         return np.where(self.pairs, values - (total / np.maximum(number, 1))[self.block][:, None], 0.0)
 
@@ -246,9 +248,9 @@ class _Compared:
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    by = table.set_index(["path", "source"])
-    row, raw, words, left = (by.loc[(STEPS, name)] for name in (PAIRS, ROUTING, TOKENS, LEFT))
-    states = by.loc[(STATES, ROUTING)]
+    by: dict[object, pd.Series] = {names: rows.iloc[0] for names, rows in table.groupby(["path", "source"])}
+    row, raw, words, left = (by[STEPS, name] for name in (PAIRS, ROUTING, TOKENS, LEFT))
+    states = by[STATES, ROUTING]
     verdict = judge_gain(row["ci_low"], row["ci_high"], least=LEAST_EFFECT, q=row["q"])
     near = (
         ""
@@ -258,7 +260,8 @@ def _finding(table: pd.DataFrame) -> Finding:
     )
     return Finding(
         sentence=(
-            f"Over {int(row['pairs']):,} pairs of {int(row['problems']):,} held-out problems of one family and number of steps, the "
+            f"Over {int(row['pairs']):,} pairs of {int(row['problems']):,} held-out problems of one family and number of "
+            f"steps, the "
             f"distance of paths through the experts goes with that of their operations by a correlation of "
             f"{raw['correlation']:.3f}, where tokens alone make it {words['correlation']:.3f}; beyond the tokens it is "
             f"{left['correlation']:.3f}, beyond pairs of tokens {row['correlation']:.3f} "
@@ -278,11 +281,14 @@ def _finding(table: pd.DataFrame) -> Finding:
 PATH_ALIGNMENT = Analysis(
     function=path_alignment,
     question="Do problems solved by the same operations take the same path through the experts, beyond their words?",
-    claim="The more the operations of two problems differ, the further apart lie their paths through the experts, beyond the tokens.",
+    claim="The more the operations of two problems differ, the further apart lie their paths, beyond pairs of tokens.",
     method=(
-        "Paths of steps by dynamic time warping, paths of routing states by edit distance, against the edit distance of labels in "
-        "order, over pairs of held-out problems of one family and number of steps; raw, from each token's mean routing, and from "
-        "what is left without the mean of the token, or of it and the one before. Null: label sequences shuffled among problems of one family and number of steps; corrected "
+        "Paths of steps by dynamic time warping, paths of routing states by edit distance, against the edit distance of "
+        "labels in "
+        "order, over pairs of held-out problems of one family and number of steps; raw, from each token's mean routing, and "
+        "from "
+        "what is left without the mean of the token, or of it and the one before. Null: label sequences shuffled among "
+        "problems of one family and number of steps; corrected "
         "over rows; intervals from a bootstrap over problems."
     ),
     order=in_order,

@@ -10,7 +10,8 @@ Six ways to say so, of which the first three have never seen a boundary:
     both            one on all of these
 
 Regressions learn on two thirds of the first half of the problems; on the last third of it, thresholds are chosen that find as
-many boundaries as there are; and everything is measured on the second half. Words can be all there is to know: where each step ends with its line, nothing is left to gain.
+many boundaries as there are; and everything is measured on the second half. Words can be all there is to know: where each step
+ends with its line, nothing is left to gain.
 """
 
 import warnings
@@ -42,7 +43,9 @@ LEAST_PROBLEMS = 40
 _PEAK = 2
 
 
-def step_boundaries(run: Run, *, states: int | None = None, fitted: Fitted | None = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def step_boundaries(
+    run: Run, *, states: int | None = None, fitted: Fitted | None = None, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """How well boundaries of steps can be told from routing, from words, and from both, on held-out problems.
 
     One row a way to tell (`source`, see above), with the `threshold` above which it says boundary: `marked` boundaries and
@@ -71,6 +74,17 @@ def step_boundaries(run: Run, *, states: int | None = None, fitted: Fitted | Non
     table = pd.DataFrame([{"source": name} | found[name].row(found[WORDS], weights) for name in SOURCES])
     table.insert(list(table.columns).index("p") + 1, "q", stats.benjamini_hochberg(table["p"].to_numpy()))
     return table.assign(problems=found[WORDS].n_problems, learnt=len(np.unique(places.problem[places.learn])), seed=seed)
+
+
+def distance_thresholds(fitted: Fitted) -> dict[str, float]:
+    """From which distance of routing a place is a boundary, and of what tokens alone make of it; for `routing_distance`.
+
+    Raises:
+        UsageError: The run has too few problems with steps.
+    """
+    places = Places.of(fitted.halves, seed=fitted.seed)
+    series = {DISTANCE: fitted.halves.values, TOKENS: fitted.halves.expected}
+    return {name: _threshold(places, routing_distance(each[places.rows], places.lengths)) for name, each in series.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +127,7 @@ class Places:
 
 
 def routing_distance(values: Float64[np.ndarray, "N D"], lengths: Sequence[int]) -> Float64[np.ndarray, " N"]:
-    """Distance between the mean of the `REACH` rows before and that of as many from here on; minus infinity where it is no peak.
+    """How far the mean of the `REACH` rows before lies from that of as many from here on; minus infinity where it is no peak.
 
     Rows are those of sequences of some lengths; at the first of each there is nothing before.
     """
@@ -163,7 +177,9 @@ def _learnt(features: sparse.csr_array, places: Places) -> Float64[np.ndarray, "
     teaches = places.learn & places.follows
     if len(np.unique(places.marked[teaches])) < 2:
         raise UsageError("the steps of this run have no boundaries to learn from, or nothing else")
-    features = sparse.csr_array((features.data, features.indices.astype(np.int32), features.indptr.astype(np.int32)), shape=features.shape)
+    features = sparse.csr_array(
+        (features.data, features.indices.astype(np.int32), features.indptr.astype(np.int32)), shape=features.shape
+    )
     with warnings.catch_warnings():
         # A fit stopped early is judged by what it predicts, as any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -254,19 +270,19 @@ class _Measured:
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    by = table.set_index("source")
-    row, words = by.loc[BOTH], by.loc[WORDS]
+    by: dict[object, pd.Series] = {name: rows.iloc[0] for name, rows in table.groupby("source")}
+    row, words = by[BOTH], by[WORDS]
     return Finding(
         sentence=(
             f"Words tell the {int(words['marked']):,} boundaries of {int(words['problems']):,} held-out problems with an F1 of "
-            f"{words['f1']:.3f} (chance {words['chance_f1']:.3f}), routing with {by.loc[ROUTING, 'f1']:.3f}, both with "
+            f"{words['f1']:.3f} (chance {words['chance_f1']:.3f}), routing with {by[ROUTING]['f1']:.3f}, both with "
             f"{row['f1']:.3f}: routing adds {row['gain']:+.3f} ({interval_text(row['gain_low'], row['gain_high'], '+.3f')}). "
-            f"Without having seen one, peaks of the distance in routing give {by.loc[DISTANCE, 'f1']:.3f} "
-            f"(chance {by.loc[DISTANCE, 'chance_f1']:.3f}), {by.loc[TOKENS, 'f1']:.3f} with what tokens alone make of it, and "
-            f"changes of state {by.loc[CHANGE, 'f1']:.3f}."
+            f"Without having seen one, peaks of the distance in routing give {by[DISTANCE]['f1']:.3f} "
+            f"(chance {by[DISTANCE]['chance_f1']:.3f}), {by[TOKENS]['f1']:.3f} with what tokens alone make of it, and "
+            f"changes of state {by[CHANGE]['f1']:.3f}."
         ),
         verdict=judge_held_out(
-            row["gain_low"], row["gain_high"], least=LEAST_EFFECT, enough=row["learnt"] >= LEAST_PROBLEMS
+            row["gain_low"], row["gain_high"], least=LEAST_EFFECT, enough=bool(row["learnt"] >= LEAST_PROBLEMS)
         ),
         rung=4 if row["gain_low"] > 0 else 0,
         effect=float(row["gain"]),

@@ -7,9 +7,9 @@
    a chance to stay, so states last as long as the routing says;
 4. read the states of any problem off its most likely path (Viterbi).
 
-Words route, so states of routing are largely states of the words. Three more series make that visible: what the identity of each
-token makes of its components (their mean over all its tokens), what is left of them without it, and routing as it would be if
-it followed the tokens alone: each token with the components of another that has its id.
+Words route, so states of routing are largely states of the words. Three more series make that visible: what the identity of
+each token makes of its components (their mean over all its tokens), what is left of them without it, and routing as it would be
+if it followed the tokens alone: each token with the components of another that has its id.
 """
 
 import logging
@@ -229,9 +229,7 @@ def draw_halves(run: Run, *, most: int = MOST, seed: int = 0) -> Halves:
     """
     sample = sample_tokens(run, most=most, seed=seed)
     if sample.n_sequences < LEAST_PROBLEMS:
-        raise UsageError(
-            f"{sample.n_sequences} problems in this run; fitting states on half of them needs {LEAST_PROBLEMS}"
-        )
+        raise UsageError(f"{sample.n_sequences} problems in this run; fitting states on half of them needs {LEAST_PROBLEMS}")
     space = Space.of(sample, seed=seed)
     return Halves(
         sample, space, space.place(sample.expert_ids), space.expected(sample.token_id), two_halves(sample.sequence, seed=seed)

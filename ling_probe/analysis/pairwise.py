@@ -29,7 +29,7 @@ def drawn_means(
 def shuffled_gaps(
     values: Float32[np.ndarray, "n n"], paired: Bool[np.ndarray, "n n"], shuffled: Integer[np.ndarray, "B n"]
 ) -> Iterator[float]:
-    """Mean over pairs of one label minus that over pairs of two, for each shuffle of the labels; values are 0 where not paired."""
+    """Mean over pairs of one label minus that over pairs of two, for each shuffle; values are 0 where not paired."""
     number, labels = paired.astype(np.float32), int(shuffled.max()) + 1
     sums, pairs = float(values.sum(dtype=float)), float(number.sum(dtype=float))
     for codes in shuffled:

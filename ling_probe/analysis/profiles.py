@@ -2,7 +2,8 @@
 
 Counts are of held-out problems. Whether a state goes with a label is tested: how many of a step's tokens are in the state, less
 how many would be if routing followed the tokens alone (each with the routing of another of its id), summed over the steps of
-the label, against labels shuffled over whole steps inside each problem and third of its solution. Families, tokens and experts describe.
+the label, against labels shuffled over whole steps inside each problem and third of its solution. Families, tokens and experts
+describe.
 """
 
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ def _described(kind: str, counts: Float64[np.ndarray, "S C"], names: np.ndarray,
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Those each state prefers most: by how far the count exceeds what it would be by chance, in standard deviations."""
-    expected = rows["overall"] * rows["count"] / np.maximum(rows["part"], 1e-12)
-    above = (rows["count"] - expected) / np.sqrt(np.maximum(expected, 1))
+    count, part, overall = (rows[name].to_numpy(dtype=float) for name in ("count", "part", "overall"))
+    expected = overall * count / np.maximum(part, 1e-12)
+    above = (count - expected) / np.sqrt(np.maximum(expected, 1))
     best = rows.assign(above=above)[rows["log2_ratio"] > 0].sort_values("above", ascending=False)
     return best.groupby("state").head(SHOWN).drop(columns="above")
 
@@ -181,15 +183,16 @@ def _labels(run: Run, fitted: Fitted) -> pd.DataFrame:
 def _finding(table: pd.DataFrame) -> Finding:
     labels = table[table["kind"] == "label"] if "q" in table else table[:0]
     tested = labels[labels["q"].notna()]
-    states, largest = table.drop_duplicates("state"), table.loc[table["share"].idxmax()]
-    sizes = f"{len(states)} states hold {percent(states['share'].min())} to {percent(largest['share'])} of the tokens"
+    shares = table.drop_duplicates("state")["share"]
+    sizes = f"{len(shares)} states hold {percent(shares.min())} to {percent(shares.max())} of the tokens"
     if tested.empty:
         return Finding(sentence=f"{sizes}; no label of steps could be tested.", verdict=Verdict.CANNOT_TELL, rung=0)
     row = tested.sort_values(["q", "ci_low"], ascending=[True, False]).iloc[0]
     verdict, found = judge_cells(labels, least=LEAST_EFFECT), int((tested["q"] < DISCOVERY).sum())
     return Finding(
         sentence=(
-            f"{sizes}. Of {len(tested)} pairs of state and label, {found} go together more or less than words, problem and third "
+            f"{sizes}. Of {len(tested)} pairs of state and label, {found} go together more or less than words, problem and "
+            f"third "
             f"make them; surest, state {int(row['state'])} holds tokens of {row['name']} steps "
             f"{fold(row['beyond_log2_ratio'])} times as often (95 % interval {fold_interval(row)}; "
             f"{int(row['tokens']):,} tokens of {int(row['sequences']):,} problems)."
@@ -216,7 +219,8 @@ STATE_PROFILES = Analysis(
     claim="Some states of routing hold tokens of a label's steps more or less often than words, problem and third make them.",
     method=(
         "States as in routing_states, on held-out problems; tokens of each step in a state, less those of routing that follows "
-        "the tokens alone (each with the routing of another of its id), summed by label. Null: labels shuffled over whole steps inside problem and third, its law from "
+        "the tokens alone (each with the routing of another of its id), summed by label. Null: labels shuffled over whole "
+        "steps inside problem and third, its law from "
         "exact moments; corrected over states and labels; intervals from a jackknife over problems."
     ),
     order=_order,

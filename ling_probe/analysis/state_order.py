@@ -10,7 +10,7 @@ from jaxtyping import Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.hidden import Fitted, fit
-from ling_probe.analysis.question import Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
+from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, fold, fold_interval, judge_cells, surest_first
 from ling_probe.run import Run
 
 LEAST_EFFECT = 1.0
@@ -23,9 +23,9 @@ def state_transitions(run: Run, *, states: int | None = None, fitted: Fitted | N
 
     One row a pair of states, `before` and `after`: `count` of tokens that stand so; `probability` of `after` at the next token
     and what the shares alone would make it, `expected`; and of the changes alone, `leaving`, the chance to go there when
-    `before` ends, and `expected_leaving`; `log2_ratio` of these two counts with its interval (`ci_low`, `ci_high`: jackknife over
-    blocks of problems), `p` against 0 and `q` corrected over all pairs; `token_log2_ratio`, the same if
-    routing followed the tokens alone. All but the first four columns are NaN where a state follows itself.
+    `before` ends, and `expected_leaving`; `log2_ratio` of these two counts with its interval (`ci_low`, `ci_high`: jackknife
+    over blocks of problems), `p` against 0 and `q` corrected over all pairs; `token_log2_ratio`, the same if routing followed
+    the tokens alone. All but the first four columns are NaN where a state follows itself.
 
     Args:
         run: Any run with at least 12 sequences.
@@ -90,11 +90,12 @@ def _finding(table: pd.DataFrame) -> Finding:
     tested = table[table["q"].notna()]
     row, verdict = surest_first(tested if len(tested) else table).iloc[0], judge_cells(table, least=LEAST_EFFECT)
     stay = table[table["before"] == table["after"]]
-    often = stay["count"].sum() / table["count"].sum()
+    often, found = stay["count"].sum() / table["count"].sum(), int((tested["q"] < DISCOVERY).sum())
     return Finding(
         sentence=(
-            f"A token keeps the state of the one before in {100 * often:.1f} % of cases. When it changes, {int((tested['q'] < 0.05).sum())} "
-            f"of {len(tested)} successions come more or less often than shares make them; surest, state {int(row['before'])} gives "
+            f"A token keeps the state of the one before in {100 * often:.1f} % of cases. When it changes, {found} "
+            f"of {len(tested)} successions come more or less often than shares make them; surest, state "
+            f"{int(row['before'])} gives "
             f"way to state {int(row['after'])} {fold(row['log2_ratio'])} times as often (95 % interval {fold_interval(row)}), "
             f"where the tokens alone would make it {fold(row['token_log2_ratio'])} ({int(row['sequences']):,} problems)."
         ),
@@ -114,7 +115,8 @@ STATE_TRANSITIONS = Analysis(
     question="Which state of routing follows which?",
     claim="Some states of routing follow each other more or less often than their shares make them.",
     method=(
-        "States as in routing_states, on held-out problems; where a state ends, how often each other one follows, over its share "
+        "States as in routing_states, on held-out problems; where a state ends, how often each other one follows, over its "
+        "share "
         "of the tokens outside that state. Intervals and p from a jackknife over problems, corrected over pairs; beside it the "
         "same if routing followed the tokens alone (each with the routing of another of its id)."
     ),

@@ -9,6 +9,8 @@
    shuffled over whole steps inside each problem and third of its solution.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Integer
@@ -34,13 +36,13 @@ BLOCKS = 20
 def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, seed: int = 0) -> pd.DataFrame:
     """How well states of routing agree with the labels of steps on held-out problems, beyond chance and beyond the tokens.
 
-    One row a source of states (`source`: routing as it is, what tokens alone make of it, what is left without them, routing as it would be by tokens alone): `states`,
-    mean `duration` in tokens and its value `by_chance` were the same states independent from token to token; `ami`, the
-    adjusted mutual information with the labels, in [0, 1] but for noise; `shuffled_ami`, its mean when labels are shuffled over
-    whole steps inside problem and third; `agreement`, the information above these shuffles over what there could be, with its
-    interval (`ci_low`, `ci_high`: jackknife over blocks of held-out problems), `p` by the shuffles and `q` corrected over
-    sources; `beyond_tokens`, the agreement minus that of the tokens' states, with its interval (`beyond_low`, `beyond_high`).
-    All over `tokens` in `steps` of `sequences` held out.
+    One row a source of states (`source`: routing as it is, what tokens alone make of it, what is left without them, routing as
+    it would be by tokens alone): `states`, mean `duration` in tokens and its value `by_chance` were the same states independent
+    from token to token; `ami`, the adjusted mutual information with the labels, in [0, 1] but for noise; `shuffled_ami`, its
+    mean when labels are shuffled over whole steps inside problem and third; `agreement`, the information above these shuffles
+    over what there could be, with its interval (`ci_low`, `ci_high`: jackknife over blocks of held-out problems), `p` by the
+    shuffles and `q` corrected over sources; `beyond_tokens`, the agreement minus that of the tokens' states, with its interval
+    (`beyond_low`, `beyond_high`). All over `tokens` in `steps` of `sequences` held out.
 
     Args:
         run: A run whose benchmark has step labels.
@@ -59,7 +61,8 @@ def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, 
     chains = {ROUTING: fitted.states.chain}
     chains |= {name: halves.chain(series[name], fitted.n_states, seed=seed) for name in (TOKENS, LEFT)}
     paths = {name: halves.path(chains[name], series[name]) for name in chains} | {RESAMPLED: fitted.resampled_paths[0]}
-    rows, found = [], {}
+    found: dict[str, _Agreement] = {}
+    rows: list[dict[str, Any]] = []
     for name in SOURCES:
         found[name] = labelled.agreement(paths[name], fitted.n_states)
         rows.append({"source": name, "states": fitted.n_states} | _durations(halves, paths[name]) | labelled.row(found[name]))
@@ -74,7 +77,9 @@ def routing_states(run: Run, *, states: int | None = None, shuffles: int = 199, 
 class _Labelled:
     """Held-out tokens inside steps, and the labels of these, as they are and shuffled."""
 
-    def __init__(self, rows: np.ndarray, step: np.ndarray, codes: np.ndarray, problem: np.ndarray, shuffled: np.ndarray) -> None:
+    def __init__(
+        self, rows: np.ndarray, step: np.ndarray, codes: np.ndarray, problem: np.ndarray, shuffled: np.ndarray
+    ) -> None:
         self.rows, self.step, self.codes, self.problem = rows, step, codes, problem
         self.block = stats.sequence_blocks(self.n_problems, blocks=BLOCKS)[problem]
         self.labels = np.concatenate([codes[None], shuffled])
@@ -164,20 +169,21 @@ def _beyond(mine: _Agreement, words: _Agreement) -> dict[str, float]:
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    by = table.set_index("source")
-    row, words, left, alone = (by.loc[name] for name in SOURCES)
-    verdict = judge_held_out(
-        row["beyond_low"], row["beyond_high"], least=LEAST_EFFECT, enough=row["fitted"] >= LEAST_PROBLEMS
-    )
+    by: dict[object, pd.Series] = {name: rows.iloc[0] for name, rows in table.groupby("source")}
+    row, words, left, alone = (by[name] for name in SOURCES)
+    verdict = judge_held_out(row["beyond_low"], row["beyond_high"], least=LEAST_EFFECT, enough=row["fitted"] >= LEAST_PROBLEMS)
     return Finding(
         sentence=(
             f"{int(row['states'])} states of routing, learnt without labels, last {row['duration']:.1f} tokens and share an "
             f"adjusted information of {row['ami']:.3f} with the labels of held-out steps; states of the words alone "
             f"{words['ami']:.3f}. Above labels shuffled inside problem and third, routing agrees by {row['agreement']:.3f} "
-            f"({interval_text(row['ci_low'], row['ci_high'])}; {alone['agreement']:.3f} if it followed the tokens alone), words by "
-            f"{words['agreement']:.3f}: {row['beyond_tokens']:+.3f} beyond the tokens ({interval_text(row['beyond_low'], row['beyond_high'], '+.3f')}). "
+            f"({interval_text(row['ci_low'], row['ci_high'])}; {alone['agreement']:.3f} if it followed the tokens alone), "
+            f"words by "
+            f"{words['agreement']:.3f}: {row['beyond_tokens']:+.3f} beyond the tokens "
+            f"({interval_text(row['beyond_low'], row['beyond_high'], '+.3f')}). "
             f"States of what is left without the tokens agree by {left['agreement']:.3f} "
-            f"({interval_text(left['ci_low'], left['ci_high'])}; {int(row['tokens']):,} tokens of {int(row['sequences']):,} problems)."
+            f"({interval_text(left['ci_low'], left['ci_high'])}; {int(row['tokens']):,} tokens of {int(row['sequences']):,} "
+            f"problems)."
         ),
         verdict=verdict,
         rung=4 if row["beyond_low"] > 0 else 0,
@@ -195,7 +201,8 @@ ROUTING_STATES = Analysis(
     question="Does routing pass through states that go with the steps, beyond what their words make?",
     claim="States learnt from routing agree with the labels of steps better than states learnt from the tokens alone.",
     method=(
-        "Principal components of the experts of all layers, averaged over 9 tokens; a hidden Markov chain with normal emissions "
+        "Principal components of the experts of all layers, averaged over 9 tokens; a hidden Markov chain with normal "
+        "emissions "
         "fitted on half of the problems and decoded on the other; mutual information with labels, above labels shuffled over "
         "whole steps inside problem and third, over what there could be. Baseline: the same from each token's mean routing; "
         "intervals from a jackknife over problems, given the fit."
