@@ -18,7 +18,7 @@ from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.one import find_sequence, lists, part_file, sequence_rows
 
-LOSS, ENTROPY, MARGIN = "loss in nats", "router entropy, of its most", "margin of the choice"
+LOSS, ENTROPY, MARGIN = "loss", "entropy", "margin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def _biases(run: Run) -> dict[int, Float64[np.ndarray, " E"]] | None:
 def _router_lines(
     run: Run, logits: Float64[np.ndarray, "T M E"], biases: dict[int, Float64[np.ndarray, " E"]]
 ) -> dict[str, np.ndarray]:
-    """Entropy of the normalised scores over its maximum, and margin of the choice, each the mean over layers."""
+    """Entropy of the normalised scores as a share of its maximum, and margin of the choice, each the mean over layers."""
     scores = routing.scores(logits)
     share = scores / np.maximum(scores.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     entropy = -(share * np.log(np.maximum(share, np.finfo(float).tiny))).sum(axis=-1) / np.log(share.shape[-1])

@@ -131,7 +131,7 @@ def timeline(
         lines: Columns of `tokens` to draw, each named with its unit.
     """
     figure = make_subplots(
-        rows=1 + len(lines), shared_xaxes=True, vertical_spacing=0.04, row_heights=[1.6, *([1.0] * len(lines))]
+        rows=1 + len(lines), shared_xaxes=True, vertical_spacing=0.05, row_heights=[2.0, *([1.0] * len(lines))]
     )
     for trace in (*_step_bars(steps), _state_row(tokens), *_marks(boundaries)):
         figure.add_trace(trace, row=1, col=1)
@@ -140,14 +140,13 @@ def timeline(
         figure.update_yaxes(title=name, row=place + 2, col=1)
     figure = styled(figure, "Which states does routing pass through, and where does it change?", height=260 + 130 * len(lines))
     figure.update_xaxes(title="position", row=1 + len(lines), col=1)
-    rows = ["steps", "states", *_FOUND]
-    figure.update_yaxes(
-        type="category", categoryorder="array", categoryarray=rows[::-1], range=[-0.6, len(rows) - 0.4], row=1, col=1
-    )
+    # On an axis of names a heatmap must have a row for each of them.
+    figure.update_yaxes(tickvals=list(range(len(_ROWS))), ticktext=_ROWS, range=[len(_ROWS) - 0.4, -0.6], row=1, col=1)
     return figure.update_layout(barmode="overlay", showlegend=False, hovermode="closest")
 
 
 _FOUND = ("annotated", "by routing", "by tokens alone")
+_ROWS = ("steps", "states", *_FOUND)
 
 
 def state_colour(state: int) -> str:
@@ -168,7 +167,8 @@ def _step_bars(steps: pd.DataFrame) -> list[go.Bar]:
             go.Bar(
                 x=[stop - start],
                 base=[start - 0.5],
-                y=["steps"],
+                y=[_ROWS.index("steps")],
+                width=0.8,
                 orientation="h",
                 text=[label],
                 textposition="inside",
@@ -186,15 +186,16 @@ def _state_row(tokens: pd.DataFrame) -> go.Heatmap:
     edges = [place / n for place in range(n + 1)]
     scale = [(edge, colour) for place, colour in enumerate(PALETTE) for edge in edges[place : place + 2]]
     return go.Heatmap(
-        z=[(tokens["state"] % n).to_numpy()],
+        z=(tokens["state"] % n).to_numpy()[None],
         x=tokens["position"].to_numpy(),
-        y=["states"],
+        y=[_ROWS.index("states")],
+        dy=0.8,
         zmin=-0.5,
         zmax=n - 0.5,
         colorscale=scale,
         showscale=False,
         text=[[escape(text) for text in tokens["text"]]],
-        customdata=[tokens["state"].to_numpy()],
+        customdata=tokens["state"].to_numpy()[None],
         hovertemplate="position %{x}: %{text}<br>state %{customdata}<extra></extra>",
     )
 
@@ -203,9 +204,9 @@ def _marks(boundaries: pd.DataFrame) -> list[go.Scatter]:
     return [
         go.Scatter(
             x=rows["position"].to_numpy() - 0.5,
-            y=[name] * len(rows),
+            y=[_ROWS.index(name)] * len(rows),
             mode="markers",
-            marker={"symbol": "line-ns-open", "size": 14, "line": {"width": 3}, "color": PALETTE[0] if place == 1 else MUTED},
+            marker={"symbol": "line-ns-open", "size": 16, "line": {"width": 3}, "color": PALETTE[0] if place == 1 else MUTED},
             hovertemplate=f"{name}: a step begins at position %{{customdata}}<extra></extra>",
             customdata=rows["position"].to_numpy(),
         )
