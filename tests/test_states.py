@@ -1,5 +1,7 @@
 """Routing states in worlds that have them, and in worlds where routing follows the tokens alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,10 +102,13 @@ def test_a_chain_is_learnt_back_from_what_it_made():
 
 
 def test_the_number_of_states_is_the_fewest_that_tell_as_well():
+    """Where there are no states two are enough, and four that lie apart are told apart."""
     rng = np.random.default_rng(1)
-    true = np.cumsum(rng.random(3000) < 0.05) % 2
-    values = np.array([[0.0], [6.0]])[true] + rng.normal(0, 1, (len(true), 1))
-    assert chosen_number(values, [100] * 30, seed=0) == 2
+    noise = rng.normal(0, 1, (3000, 2))
+    assert chosen_number(noise, [100] * 30, seed=0) == 2
+    true = np.cumsum(rng.random(3000) < 0.02) % 4
+    apart = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])[true] + noise
+    assert chosen_number(apart, [100] * 30, seed=0) >= 4
 
 
 def test_averages_stay_inside_their_sequence():
@@ -111,7 +116,7 @@ def test_averages_stay_inside_their_sequence():
     lengths, bounds = [12, 1, 17], [0, 12, 13, 30]
     plain = [
         values[max(start, row - 4) : min(stop, row + 5)].mean(axis=0)
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, stop in pairwise(bounds)
         for row in range(start, stop)
     ]
     np.testing.assert_allclose(smoothed(values, lengths), plain)

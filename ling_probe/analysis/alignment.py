@@ -221,7 +221,7 @@ class _Compared:
         exceeding = (null >= observed - 1e-9 * scale).sum()
         products = [self._drawn(each, self.pairs) for each in (mine * self.far, mine**2, self.far**2)]
         low, high = resampled_interval(products[0] / np.sqrt(np.maximum(products[1] * products[2], 1e-24)), n)
-        flat = scale < 1e-9 * np.abs(distance).sum()
+        flat = scale <= 1e-9 * np.abs(distance).sum()
         found = {
             "correlation": np.nan if flat else float(observed / scale),
             "ci_low": np.nan if flat else float(low),

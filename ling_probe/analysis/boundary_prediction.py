@@ -6,7 +6,7 @@ Six ways to say so, of which the first three have never seen a boundary:
     token distance  the same from what the identity of each token makes of its routing
     state change    where the routing state (see `hidden`) changes
     routing         a logistic regression on the routing of the token and of the one before, and on the distance
-    words           a logistic regression on the two token ids
+    words           a logistic regression on the two token ids, and on what these, and those near, make of routing by themselves
     both            one on all of these
 
 Regressions learn on two thirds of the first half of the problems; on the last third of it, thresholds are chosen that find as
@@ -152,10 +152,10 @@ def _scores(fitted: Fitted, places: Places) -> dict[str, Float64[np.ndarray, " N
     values, expected, path = halves.values[rows], halves.expected[rows], fitted.path[rows]
     distance, token_distance = (routing_distance(each, places.lengths) for each in (values, expected))
     change = np.where(path != np.roll(path, 1), 1.0, -np.inf)
-    routing = np.column_stack([np.roll(values, 1, axis=0), values, np.maximum(distance, 0), change > 0])
-    routing = sparse.csr_array((routing - routing.mean(axis=0)) / np.maximum(routing.std(axis=0), 1e-9))
+    routing = _standard(np.roll(values, 1, axis=0), values, np.maximum(distance, 0), change > 0)
     ids = numbered(halves.sample.token_id[rows])
-    words = sparse.hstack([_one_hot(np.roll(ids, 1)), _one_hot(ids)], format="csr")
+    made = _standard(np.roll(expected, 1, axis=0), expected, np.maximum(token_distance, 0))
+    words = sparse.hstack([_one_hot(np.roll(ids, 1)), _one_hot(ids), made], format="csr")
     scores = {
         DISTANCE: distance,
         TOKENS: token_distance,
@@ -165,6 +165,11 @@ def _scores(fitted: Fitted, places: Places) -> dict[str, Float64[np.ndarray, " N
         BOTH: _learnt(sparse.hstack([words, routing], format="csr"), places),
     }
     return {name: np.where(places.follows, score, -np.inf) for name, score in scores.items()}
+
+
+def _standard(*columns: np.ndarray) -> sparse.csr_array:
+    values = np.column_stack(columns)
+    return sparse.csr_array((values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9))
 
 
 def _one_hot(codes: Integer[np.ndarray, " N"]) -> sparse.csr_array:
@@ -299,7 +304,8 @@ STEP_BOUNDARIES = Analysis(
     claim="Boundaries of steps are told better from words and routing than from words alone.",
     method=(
         "Peaks of the distance between the experts of 4 tokens and the 4 before, changes of routing state, and logistic "
-        "regressions on routing, on the two token ids and on both; thresholds chosen on other problems than measured. Null: "
+        "regressions on routing, on the two token ids with what tokens alone make of routing, and on both; thresholds "
+        "chosen on other problems than measured. Null: "
         "found boundaries shifted round within their problem, by its exact law; intervals from a bootstrap over problems."
     ),
     order=in_order,

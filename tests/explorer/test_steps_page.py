@@ -29,8 +29,9 @@ def test_the_timeline_shows_the_decoded_states_and_the_lines(runs, visit):
     (line,) = [trace for trace in drawn if trace.get("mode") == "lines"]
     np.testing.assert_allclose(values(line["y"]), shown.tokens[shown.lines[0]], rtol=1e-6)
     marks = [values(trace["x"]) + 0.5 for trace in drawn if trace.get("mode") == "markers"]
-    for found, name in zip(marks, ("annotated", "by routing", "by tokens alone"), strict=True):
-        np.testing.assert_array_equal(found, shown.boundaries.query("found == @name")["position"])
+    for drawn_at, name in zip(marks, ("annotated", "by routing", "by tokens alone"), strict=True):
+        told = shown.boundaries[shown.boundaries["found"] == name]
+        np.testing.assert_array_equal(drawn_at, told["position"])
 
 
 def test_states_their_order_and_their_answers_are_those_of_the_tables(runs, visit):
@@ -42,7 +43,7 @@ def test_states_their_order_and_their_answers_are_those_of_the_tables(runs, visi
     assert values(link["link"]["value"]).sum() == tables.transitions.query("leaving >= 0.3")["count"].sum()
     for bar in charts_of(app)["answers"]:
         answer = bar["name"].removesuffix(" answers")
-        np.testing.assert_allclose(values(bar["y"]), tables.answers.query("answer == @answer")["share"])
+        np.testing.assert_allclose(values(bar["y"]), tables.answers[tables.answers["answer"] == answer]["share"])
 
 
 def test_a_problem_is_chosen_and_stands_in_the_address(visit):
