@@ -58,7 +58,8 @@ def state_profiles(run: Run, *, states: int | None = None, fitted: Fitted | None
     ]
     table = pd.concat([each for each in tables if len(each)], ignore_index=True)
     table.insert(1, "share", share[table["state"]])
-    table = table.astype({"token_id": "Int64", "layer": "Int64", "expert": "Int64"})
+    for name in ("token_id", "layer", "expert"):
+        table[name] = table.get(name, pd.Series(pd.NA, index=table.index)).astype("Int64")
     sizes = {"tokens": len(path), "sequences": len(np.unique(sample.sequence)), "seed": seed}
     return table.sort_values("state", kind="stable", ignore_index=True).assign(**sizes)
 

@@ -53,7 +53,7 @@ def tab(chromium):
 
     def listen(message) -> None:
         # Streamlit asks beside the page first when its address has a path, and then at the root.
-        expected = "/tokens/_stcore/" in message.location["url"]
+        expected = any(f"/{name}/_stcore/" in message.location["url"] for name in ("tokens", "steps"))
         if message.type == "error" and not expected:
             troubles.append(message.text)
 
