@@ -20,7 +20,7 @@ def open_steps(page, server, **values):
 
 
 def drawn_states(page) -> list[int]:
-    found = page.evaluate("[...document.querySelector('.js-plotly-plot').data.find(trace => trace.type === 'heatmap').z[0]]")
+    found = page.evaluate("Object.values(document.querySelector('.js-plotly-plot').calcdata.find(each => each[0].z)[0].z[0])")
     return [int(each) for each in found]
 
 
