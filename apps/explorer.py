@@ -20,6 +20,7 @@ page = st.navigation(
         st.Page("views/specialisation.py", title="Specialisation"),
         st.Page("views/balance.py", title="Balance"),
         st.Page("views/compare.py", title="Compare"),
+        st.Page("views/steps.py", title="Steps"),
     ]
 )
 st.html(STYLE)

@@ -8,7 +8,7 @@ import streamlit as st
 from address import choose, chosen, complete, put
 from exhibit import figure, heading, refusal
 from page_html import block, element, facts, markdown, table, token, verdict
-from streamlit.delta_generator import DeltaGenerator
+from problem_choice import choose_problem, matching_problems
 from token_strip import token_strip
 
 from ling_probe import token_view
@@ -18,9 +18,6 @@ from ling_probe.token_view import colourings
 
 # Comments, for Streamlit would print a string that stands alone.
 WINDOW = 2000  # tokens shown at a time
-NEAR = 200  # problems offered on each side of the one shown
-ALL = "*"
-PINNED = ("from", "token")
 COLOURS = {
     "expert": "leading expert",
     "entropy": "router entropy",
@@ -36,51 +33,6 @@ QUESTIONS = {
     "agreement": ("Where does another run choose otherwise in layer {layer}?", "The lighter, the fewer experts in common."),
 }
 USE = "Point at a token for all its experts; click it, or press Enter, to pin it; the arrow keys move."
-
-
-def matching_problems(problems: pd.DataFrame, left: DeltaGenerator, right: DeltaGenerator) -> pd.DataFrame:
-    """The problems of the chosen family and correctness, which the reader chooses in two columns."""
-    families = [ALL, *sorted(problems["family"].unique())]
-    verdicts = problems["correct"].map(verdict)
-    clears = ("problem", *PINNED)
-    with left:
-        family = choose("Family", "family", families, format_func=all_or_named, clears=clears, filters=True)
-    with right:
-        found = [ALL, *sorted(verdicts.unique())]
-        answers = choose("Answers", "answers", found, format_func=all_or_named, clears=clears, filters=True)
-    return problems[(problems["family"].eq(family) | (family == ALL)) & (verdicts.eq(answers) | (answers == ALL))]
-
-
-def all_or_named(name: str) -> str:
-    return "all" if name == ALL else name or "unnamed"
-
-
-def choose_problem(matching: pd.DataFrame) -> int:
-    """Row in `Run.sequences` of the problem to show."""
-    if matching.empty:
-        st.info("No problem of this family has such an answer.")
-        st.stop()
-    rows = dict(zip(matching["sequence_id"], matching.index, strict=True))
-    ids, asked = list(rows), chosen("problem")
-    place = ids.index(asked) if asked in rows else 0
-    wide, narrow = st.columns([3, 2], vertical_alignment="bottom")
-    with wide:
-        shown = choose(
-            "Problem",
-            "problem",
-            ids[max(0, place - NEAR) : place + NEAR],
-            format_func=lambda name: f"{name} ({verdict(matching['correct'][rows[name]])})",
-            clears=PINNED,
-        )
-    with narrow, st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Previous", on_click=go_to, args=(ids[max(0, place - 1)],), disabled=place == 0)
-        st.text(f"{place + 1:,} of {len(ids):,}")
-        st.button("Next", on_click=go_to, args=(ids[min(place + 1, len(ids) - 1)],), disabled=place + 1 == len(ids))
-    return int(rows[shown])
-
-
-def go_to(problem: str) -> None:
-    put({"problem": problem} | dict.fromkeys(PINNED))
 
 
 def number(name: str, limit: int) -> int | None:

@@ -6,8 +6,10 @@ Experts are named by the columns `layer` and `expert`. Each function raises `Usa
 from ling_probe.analysis.accuracy import accuracy_difference
 from ling_probe.analysis.affinity import affinity_sets, expert_affinity
 from ling_probe.analysis.agreement import route_agreement
+from ling_probe.analysis.alignment import path_alignment
 from ling_probe.analysis.asking import answers, finding, findings_index
 from ling_probe.analysis.attribution import logit_attribution
+from ling_probe.analysis.boundary_prediction import step_boundaries
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.choice_reasons import choice_reasons
 from ling_probe.analysis.churn import routing_churn
@@ -21,6 +23,7 @@ from ling_probe.analysis.decoding import label_decoding
 from ling_probe.analysis.enrichment import enrichment
 from ling_probe.analysis.expert_predictions import expert_prediction
 from ling_probe.analysis.expert_reasons import expert_reasons
+from ling_probe.analysis.hidden import fit_states
 from ling_probe.analysis.information import routing_information
 from ling_probe.analysis.kept import answer_once, kept_answers
 from ling_probe.analysis.load import expert_load, load_balance
@@ -29,6 +32,7 @@ from ling_probe.analysis.load_shift import load_shift
 from ling_probe.analysis.norm_rank import norm_rank
 from ling_probe.analysis.overlap import token_overlap
 from ling_probe.analysis.prediction import routing_prediction
+from ling_probe.analysis.profiles import state_profiles
 from ling_probe.analysis.question import Analysis, Finding, Verdict, sure_effect, surest_first
 from ling_probe.analysis.registry import ANALYSES, SINGLE
 from ling_probe.analysis.repeats import repeat_choice
@@ -48,6 +52,8 @@ from ling_probe.analysis.specialisation import (
     label_specialisation,
     surest_picked,
 )
+from ling_probe.analysis.state_order import state_transitions
+from ling_probe.analysis.states import routing_states
 from ling_probe.analysis.super_experts import super_experts
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.transition import layer_transition
@@ -83,6 +89,7 @@ __all__ = [
     "family_specialisation",
     "finding",
     "findings_index",
+    "fit_states",
     "held_out",
     "kept_answers",
     "label_decoding",
@@ -93,6 +100,7 @@ __all__ = [
     "load_shift",
     "logit_attribution",
     "norm_rank",
+    "path_alignment",
     "prompt_rollout",
     "repeat_choice",
     "risk_difference",
@@ -102,9 +110,13 @@ __all__ = [
     "routing_churn",
     "routing_information",
     "routing_prediction",
+    "routing_states",
     "script_main",
     "segment_routing",
     "shared_share",
+    "state_profiles",
+    "state_transitions",
+    "step_boundaries",
     "step_similarity",
     "super_experts",
     "sure_effect",

@@ -3,7 +3,9 @@
 from ling_probe.analysis.accuracy import ACCURACY_DIFFERENCE
 from ling_probe.analysis.affinity import EXPERT_AFFINITY
 from ling_probe.analysis.agreement import ROUTE_AGREEMENT
+from ling_probe.analysis.alignment import PATH_ALIGNMENT
 from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
+from ling_probe.analysis.boundary_prediction import STEP_BOUNDARIES
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.choice_reasons import CHOICE_REASONS
 from ling_probe.analysis.churn import ROUTING_CHURN
@@ -24,6 +26,7 @@ from ling_probe.analysis.load_shift import LOAD_SHIFT
 from ling_probe.analysis.norm_rank import NORM_RANK
 from ling_probe.analysis.overlap import TOKEN_OVERLAP
 from ling_probe.analysis.prediction import ROUTING_PREDICTION
+from ling_probe.analysis.profiles import STATE_PROFILES
 from ling_probe.analysis.question import Analysis
 from ling_probe.analysis.repeats import REPEAT_CHOICE
 from ling_probe.analysis.risk import RISK_DIFFERENCE
@@ -35,6 +38,8 @@ from ling_probe.analysis.shared import SHARED_SHARE
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.state_order import STATE_TRANSITIONS
+from ling_probe.analysis.states import ROUTING_STATES
 from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
@@ -79,6 +84,12 @@ ANALYSES: dict[str, Analysis] = {
         ROUTING_CHURN,
         PROMPT_ROLLOUT,
         LAYER_TRANSITION,
+        # which states routing passes through
+        ROUTING_STATES,
+        STATE_PROFILES,
+        STATE_TRANSITIONS,
+        STEP_BOUNDARIES,
+        PATH_ALIGNMENT,
         # how experts go together
         COACTIVATION,
         EXPERT_CLUSTERS,

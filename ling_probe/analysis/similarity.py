@@ -16,7 +16,6 @@
 Large runs are sampled by whole problems: some for what tokens make of it, of these some to compare.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +24,7 @@ from jaxtyping import Bool, Float32, Float64, Integer
 
 from ling_probe import stats
 from ling_probe.analysis.classified import PLACES, Classified, classified_steps, expected_choices
+from ling_probe.analysis.pairwise import drawn_means, shuffled_gaps
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, Verdict, in_order, judge
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
@@ -137,8 +137,9 @@ class _Sample:
             )
         means = _mean(cosine, same), _mean(cosine, paired & ~same)
         gap = means[0] - means[1]
-        low, high = stats.percentile_interval(self._drawn(cosine, same, weights) - self._drawn(cosine, paired & ~same, weights))
-        null = np.array(list(_shuffled_gaps(np.where(paired, cosine, 0), paired, shuffled)))
+        drawn = [drawn_means(cosine, pairs, self.sequence, weights) for pairs in (same, paired & ~same)]
+        low, high = stats.percentile_interval(drawn[0] - drawn[1])
+        null = np.array(list(shuffled_gaps(np.where(paired, cosine, 0), paired, shuffled)))
         exceeding = (np.abs(null - null.mean()) >= abs(gap - null.mean()) - 1e-9).sum()
         p = float(stats.permutation_p(exceeding, len(null)))
         found = {"same": means[0], "different": means[1], "gap": gap, "ci_low": float(low), "ci_high": float(high), "p": p}
@@ -152,36 +153,8 @@ class _Sample:
         place = self.place[:, None] == self.place if level == "position" else True
         return family & ~problem & place
 
-    def _drawn(
-        self, cosine: Float32[np.ndarray, "n n"], pairs: Bool[np.ndarray, "n n"], weights: Float64[np.ndarray, "D P"]
-    ) -> Float64[np.ndarray, " D"]:
-        """Mean over pairs when problems are drawn anew: a pair of problems weighs the product of their draws."""
-        size = weights.shape[1]
-        member = np.zeros((size, len(self.codes)), np.float32)
-        member[self.sequence, np.arange(len(self.codes))] = 1
-        total, number = (member @ values @ member.T for values in (np.where(pairs, cosine, 0), pairs.astype(np.float32)))
-        own = np.arange(size)
-        # Pairs inside a problem come as often as the problem, not as its square.
-        totals = np.einsum("dp,pq,dq->d", weights, total, weights, optimize=True)
-        numbers = np.einsum("dp,pq,dq->d", weights, number, weights, optimize=True)
-        totals -= ((weights**2 - weights) * total[own, own]).sum(axis=1)
-        numbers -= ((weights**2 - weights) * number[own, own]).sum(axis=1)
-        return totals / np.maximum(numbers, 1)
-
     def _sizes(self, paired: Bool[np.ndarray, "n n"]) -> dict[str, float]:
         return {"steps": len(self.codes), "problems": int(self.sequence.max()) + 1, "pairs": int(paired.sum()) // 2}
-
-
-def _shuffled_gaps(
-    cosine: Float32[np.ndarray, "n n"], paired: Bool[np.ndarray, "n n"], shuffled: Integer[np.ndarray, "B n"]
-) -> Iterator[float]:
-    number, labels = paired.astype(np.float32), int(shuffled.max()) + 1
-    sums, pairs = float(cosine.sum(dtype=float)), float(number.sum(dtype=float))
-    for codes in shuffled:
-        member = np.zeros((len(codes), labels), np.float32)
-        member[np.arange(len(codes)), codes] = 1
-        same, count = float((member * (cosine @ member)).sum(dtype=float)), float((member * (number @ member)).sum(dtype=float))
-        yield same / max(count, 1.0) - (sums - same) / max(pairs - count, 1.0)
 
 
 def _unit(profiles: Float32[np.ndarray, "n E"]) -> Float32[np.ndarray, "n E"]:

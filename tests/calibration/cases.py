@@ -83,6 +83,8 @@ FEW = MappingProxyType({"draws": 50, "permutations": 499})
 FEW_DRAWS = MappingProxyType({"draws": 50})
 MOMENTS = MappingProxyType({"permutations": 10**9})
 """More permutations than are ever drawn: every p is then from exact moments, as in large runs."""
+FOUR_STATES = MappingProxyType({"states": 4})
+OWN_MEANS = "the mean of a pair of tokens holds each of them: in a small run it takes from paths with the same words"
 RARE_WORDS = (
     "a word that a label has nearly to itself is expected to do what it did there: that takes from the observed sum, and less "
     "from shuffled ones"
@@ -106,6 +108,16 @@ def beyond_words(table: pd.DataFrame) -> pd.DataFrame:
 def beyond_tokens(table: pd.DataFrame) -> pd.DataFrame:
     """Levels at which tokens are equal."""
     return table[~table["level"].isin(["words", "raw"])]
+
+
+def left_of_tokens(table: pd.DataFrame) -> pd.DataFrame:
+    """States of what is left of routing without the tokens."""
+    return table[table["source"] == "routing beyond tokens"]
+
+
+def beyond_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """Paths of what is left of routing without pairs of tokens."""
+    return table[table["source"] == "routing beyond pairs of tokens"]
 
 
 def none(table: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +162,12 @@ CASES = (
         wrong="independence inside and across groups is not exactly what a router makes of unequal loads",
     ),
     Case(analysis="expert_clusters", world="words", quick_runs=20, reason=VERDICT_ONLY),
+    Case(
+        analysis="routing_states", world="words", options=FOUR_STATES, note="beyond tokens", rows=left_of_tokens, quick_runs=20,
+    ),
+    Case(analysis="state_profiles", world="words", options=FOUR_STATES, quick_runs=20, reason=CAREFUL),
+    Case(analysis="step_boundaries", world="words", options=FOUR_STATES, rows=none, quick_runs=20, reason=VERDICT_ONLY),
+    Case(analysis="path_alignment", world="words", options=FOUR_STATES, rows=beyond_pairs, quick_runs=20, reason=OWN_MEANS),
 )  # fmt: skip
 
 
