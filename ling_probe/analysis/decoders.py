@@ -133,9 +133,7 @@ def _inside(unit: Integer[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     return np.concatenate([[False], unit[1:] == unit[:-1]])
 
 
-def bag(
-    unit: Integer[np.ndarray, " N"], words: Integer[np.ndarray, " N"], fitted: Bool[np.ndarray, " U"]
-) -> sparse.csr_array:
+def bag(unit: Integer[np.ndarray, " N"], words: Integer[np.ndarray, " N"], fitted: Bool[np.ndarray, " U"]) -> sparse.csr_array:
     """Steps by words, how often; the words of enough steps alone."""
     found = sparse.csr_array((np.ones(len(unit)), (unit, words)), shape=(len(fitted), int(words.max()) + 1))
     kept = found[:, (found[fitted] > 0).sum(axis=0) >= LEAST_STEPS]
@@ -214,7 +212,7 @@ def held_out(
 
 
 def learnt(
-    features: sparse.csr_array,
+    features: sparse.csr_array | np.ndarray,
     codes: Integer[np.ndarray, " U"],
     train: Bool[np.ndarray, " U"],
     inner: Bool[np.ndarray, " U"],
@@ -227,7 +225,7 @@ def learnt(
 
 
 def _strength(
-    features: sparse.csr_array,
+    features: sparse.csr_array | np.ndarray,
     codes: Integer[np.ndarray, " U"],
     train: Bool[np.ndarray, " U"],
     inner: Bool[np.ndarray, " U"],
@@ -248,7 +246,9 @@ class Decoder:
     def __init__(self, model: LogisticRegression | None) -> None:
         self.model = model
 
-    def predict(self, features: sparse.csr_array, fallback: Float64[np.ndarray, "H C"]) -> Float64[np.ndarray, "H C"]:
+    def predict(
+        self, features: sparse.csr_array | np.ndarray, fallback: Float64[np.ndarray, "H C"]
+    ) -> Float64[np.ndarray, "H C"]:
         """Probability of every class; `fallback` where nothing was learnt."""
         if self.model is None:
             return fallback
@@ -326,6 +326,6 @@ def shuffled_label_p(
 
 
 def gain_p(gain: Float64[np.ndarray, " U"], sequence: Integer[np.ndarray, " U"], *, seed: int) -> float:
-    """Two-sided p of a gain of one decoder over another, from signs of whole problems flipped; NaN if there is no difference."""
+    """Two-sided p of one decoder's gain over another, from signs of whole problems flipped; NaN if they are the same."""
     sums = np.bincount(sequence, weights=gain)
     return float(stats.sign_flip_p(sums[:, None], seed=seed)[0])

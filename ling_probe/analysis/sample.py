@@ -61,7 +61,7 @@ class TokenSample:
         """Id of the token after, -1 where the sample does not hold it."""
         return np.append(np.where(self.follows[1:], self.token_id[1:], -1), -1)
 
-    def only(self, kept: Bool[np.ndarray, " N"]) -> "TokenSample":
+    def only(self, kept: Bool[np.ndarray, " N"] | Integer[np.ndarray, " R"]) -> "TokenSample":
         """The tokens kept."""
         names = ("sequence", "position", "token_id", "previous_id", "step", "expert_ids")
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
