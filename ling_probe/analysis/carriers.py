@@ -365,8 +365,8 @@ def carriers_first(table: pd.DataFrame) -> pd.DataFrame:
 def _finding(table: pd.DataFrame) -> Finding:
     layers, experts = table[table["kind"] == LAYER], table[table["kind"] == EXPERT]
     chosen, random = (table[table["kind"] == kind].iloc[0] for kind in (CHOSEN, RANDOM))
-    best = layers.loc[layers["alone"].idxmax()]
-    top, found = experts.loc[experts["rank"].idxmin()], int((experts["q"] < DISCOVERY).sum())
+    best = layers.iloc[int(layers["alone"].argmax())]
+    top, found = experts.iloc[int(experts["rank"].argmin())], int((experts["q"] < DISCOVERY).sum())
     verdict = judge_held_out(
         chosen["gain_low"], chosen["gain_high"], least=LEAST_EFFECT, enough=bool(chosen["sequences"] >= LEAST_PROBLEMS)
     )

@@ -1,10 +1,11 @@
-"""Whether routing points to the first wrong step of a solution, better than its place, its length and the loss do.
+"""Whether routing points to the first wrong step of a solution, better than its place, length, loss and words do.
 
-1. Describe every step by its place and length, by its loss, and by its routing: expert shares, and how sure, spread, unusual and
-   changed it is (`step_measures`), each as it is and less its mean over the problem.
-2. Learn first wrong steps from right ones by logistic regression, on four fifths of the problems; steps after a first wrong one
-   are not learnt from.
-3. In every wrong solution of the fifth left out, point to the step that scores highest, of all it has.
+1. Describe every step by its place and length, by its loss, by its words, and by its routing: expert shares, and how sure, spread, unusual
+   and changed it is (`step_measures`), each as it is and less its mean over the problem.
+2. Learn the chance h that a step goes wrong where all before it were right, by logistic regression on four fifths of the
+   problems; steps after a first wrong one are not learnt from.
+3. In every wrong solution of the fifth left out, point to the step k that was likeliest the first: h_k times 1 - h_j of all
+   steps j before it.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float64, Integer
+from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -19,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ling_probe import stats
 from ling_probe.analysis.classified import Classified, classified_steps, read_parts
-from ling_probe.analysis.decoders import FOLDS, folds, problem_mean, problem_weights, with_interval
+from ling_probe.analysis.decoders import FOLDS, folds, problem_mean, problem_weights, tfidf, with_interval
 from ling_probe.analysis.mistakes import Judged, judged_steps
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, in_order, judge_held_out, percent
 from ling_probe.analysis.sample import interval_text, numbered
@@ -27,20 +29,23 @@ from ling_probe.analysis.step_measures import LOSS, StepMeasures, step_measures
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
-PLACE, SURENESS, ROUTING, TEXT, ALL = (
+PLACE, LOSS_ALONE, WORDS, SURENESS, ROUTING, TEXT, ALL = (
     "place and length",
+    "loss",
+    "words",
     "how routing is",
     "routing",
-    "place, length and loss",
-    "place, length, loss and routing",
+    "place, length, loss and words",
+    "place, length, loss, words and routing",
 )
 DECODERS: dict[str, tuple[str, ...]] = {
     PLACE: ("place",),
-    "loss": ("loss",),
+    LOSS_ALONE: ("loss",),
+    WORDS: ("words",),
     SURENESS: ("measures",),
     ROUTING: ("measures", "shares"),
-    TEXT: ("place", "loss"),
-    ALL: ("place", "loss", "measures", "shares"),
+    TEXT: ("place", "loss", "words"),
+    ALL: ("place", "loss", "words", "measures", "shares"),
 }
 """What each decoder sees."""
 LEAST_PROBLEMS = 20
@@ -54,10 +59,10 @@ _COMPONENTS, _STRENGTH = 32, 0.05
 def wrong_step_localisation(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How often the first wrong step of a held-out solution is the one pointed to, by what is known of the steps.
 
-    One row a decoder: `features`, `located`, the share of wrong solutions of two steps or more, with its 95 % bootstrap interval
-    over solutions (`ci_low`, `ci_high`); `chance` is that of a step drawn at random. For the last, `gain` over place, length and
-    loss with its interval (`gain_low`, `gain_high`) and `p`, two-sided, from signs of solutions flipped. `solutions` were
-    located, of which `first` went wrong in their first step; decoders learnt from `right` right steps.
+    One row a decoder: `features`, `located`, the share of wrong solutions of two steps or more, with its 95 % bootstrap
+    interval over solutions (`ci_low`, `ci_high`); `chance` is that of a step drawn at random. For the last, `gain` over place,
+    length, loss and words with its interval (`gain_low`, `gain_high`) and `p`, two-sided, from signs of solutions flipped.
+    `solutions` were located, of which `first` went wrong in their first step; decoders learnt from `right` right steps.
 
     Args:
         run: A run whose steps are known to be right or wrong.
@@ -71,8 +76,8 @@ def wrong_step_localisation(run: Run, *, draws: int = 1000, seed: int = 0) -> pd
     located = judged.wrong & (judged.n_steps > 1)
     if located.sum() < LEAST_PROBLEMS:
         raise UsageError(
-            f"{int(located.sum())} solutions of this run have two steps or more and a known first wrong one, {LEAST_PROBLEMS} are "
-            "needed; steps are judged in stepbench with --generate, and in benchmarks that mark them"
+            f"{int(located.sum())} solutions of this run have two steps or more and a known first wrong one, {LEAST_PROBLEMS} "
+            "are needed; steps are judged in stepbench with --generate, and in benchmarks that mark them"
         )
     if not judged.right.any():
         raise UsageError("no step of this run is known to be right before a wrong one; telling apart needs some")
@@ -106,6 +111,7 @@ def _seen(run: Run, judged: Judged, steps: Classified, measures: StepMeasures, s
     return {
         "place": np.hstack([np.column_stack(columns).astype(float), _beside_problem(length[:, None], judged.problem)]),
         "loss": _beside_problem(measures.raw[:, is_loss], judged.problem),
+        "words": _words(run, steps, seed),
         "measures": values[:, np.tile(~is_loss, 2)],
         "shares": _shares(run, steps, seed),
     }
@@ -122,6 +128,23 @@ def _beside_problem(values: Float64[np.ndarray, "O C"], problem: Integer[np.ndar
     return np.hstack([np.where(known, values, overall), centred])
 
 
+def _words(run: Run, steps: Classified, seed: int) -> Float[np.ndarray, "O n"]:
+    """Principal components of token ids (tf-idf)."""
+    shape = (len(steps.codes), run.spec.vocab_size)
+    found = sparse.csr_array(shape)
+    for batch in run.batches(layers=[]):
+        owner = steps.owner(batch)
+        kept = owner >= 0
+        found += sparse.csr_array((np.ones(kept.sum()), (owner[kept], batch.token_id[kept])), shape=shape)
+    seen = found[:, found.sum(axis=0) > 0]
+    return _components(tfidf([seen], np.ones(shape[0], dtype=bool)), seed)
+
+
+def _components(values: Float[np.ndarray, "O n"] | sparse.csr_array, seed: int) -> Float[np.ndarray, "O c"]:
+    n = min(_COMPONENTS, values.shape[1], values.shape[0] - 1)
+    return TruncatedSVD(n, n_iter=2, random_state=seed).fit_transform(values)
+
+
 def _shares(run: Run, steps: Classified, seed: int) -> Float[np.ndarray, "O n"]:
     """Principal components of the square roots of expert shares, over all layers."""
     layers = []
@@ -129,25 +152,34 @@ def _shares(run: Run, steps: Classified, seed: int) -> Float[np.ndarray, "O n"]:
         found = [part.observed(0, part.cells(part.owner)) for part in read_parts(run, steps, [layer])]
         layers.append(np.sqrt(np.concatenate(found) / np.maximum(steps.n_tokens, 1)[:, None]).astype(np.float32))
     values = np.concatenate(layers, axis=1)
-    values -= values.mean(axis=0)
-    n = min(_COMPONENTS, values.shape[1], len(values) - 1)
-    return TruncatedSVD(n, n_iter=2, random_state=seed).fit_transform(values)
+    return _components(values - values.mean(axis=0), seed)
 
 
 def _hits(seen: Float[np.ndarray, "O n"], judged: Judged, seed: int) -> Float64[np.ndarray, " P"]:
     """For each wrong solution of two steps or more, in order: the part of its best step that is the first wrong one."""
-    score, fold = np.zeros(len(seen)), folds(judged.problem, seed)
+    chance, fold = np.full(len(seen), 0.5), folds(judged.problem, seed)
     known: Bool[np.ndarray, " O"] = judged.wrong | judged.right
     for each in range(FOLDS):
         learnt = known & (fold != each)
         if len(np.unique(judged.wrong[learnt])) == 2:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=300))
-            score[fold == each] = model.fit(seen[learnt], judged.wrong[learnt]).decision_function(seen[fold == each])
-    owner = numbered(judged.problem)
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=300))
+            chance[fold == each] = model.fit(seen[learnt], judged.wrong[learnt]).predict_proba(seen[fold == each])[:, 1]
+    score, owner = first_chances(chance, judged.problem), numbered(judged.problem)
     best = np.full(int(owner.max()) + 1, -np.inf)
     np.maximum.at(best, owner, score)
     first = score == best[owner]
     return (first / np.bincount(owner, weights=first)[owner])[judged.wrong & (judged.n_steps > 1)]
+
+
+def first_chances(chance: Float64[np.ndarray, " O"], problem: Integer[np.ndarray, " O"]) -> Float64[np.ndarray, " O"]:
+    """Log of the chance that each step is the first to go wrong in its problem, from those of going wrong if all were right.
+
+    >>> np.exp(first_chances(np.array([0.5, 0.5, 0.1]), np.array([0, 0, 1]))).round(3).tolist()
+    [0.5, 0.25, 0.1]
+    """
+    chance = np.clip(chance, 1e-9, 1 - 1e-9)
+    survived = np.concatenate([[0.0], np.cumsum(np.log1p(-chance))])
+    return np.log(chance) + survived[:-1] - survived[np.searchsorted(problem, problem)]
 
 
 def _finding(table: pd.DataFrame) -> Finding:
@@ -158,14 +190,14 @@ def _finding(table: pd.DataFrame) -> Finding:
         sentence=(
             f"In {int(row['solutions'])} held-out wrong solutions routing points to the first wrong step in "
             f"{percent(told[ROUTING])}, a step at random in {percent(row['chance'])}, place and length in "
-            f"{percent(told[PLACE])}, loss in {percent(told['loss'])}, these together in {percent(told[TEXT])}. With routing it "
-            f"is {percent(told[ALL])}, {100 * row['gain']:+.1f} points "
+            f"{percent(told[PLACE])}, loss in {percent(told[LOSS_ALONE])}, words in {percent(told[WORDS])}, these together in "
+            f"{percent(told[TEXT])}. With routing it is {percent(told[ALL])}, {100 * row['gain']:+.1f} points "
             f"({interval_text(100 * row['gain_low'], 100 * row['gain_high'], '+.1f')})."
         ),
         verdict=verdict,
         rung=4 if row["gain_low"] > 0 and row["q"] < DISCOVERY else 0,
         effect=float(row["gain"]),
-        unit="share of wrong solutions located, beyond place, length and loss",
+        unit="share of wrong solutions located, beyond place, length, loss and words",
         ci_low=float(row["gain_low"]),
         ci_high=float(row["gain_high"]),
         q=float(row["q"]),
@@ -176,11 +208,11 @@ def _finding(table: pd.DataFrame) -> Finding:
 WRONG_STEP_LOCALISATION = Analysis(
     function=wrong_step_localisation,
     question="Does routing point to the step where a solution first goes wrong?",
-    claim="Routing locates the first wrong step better than its place, its length and the loss.",
+    claim="Routing locates the first wrong step better than its place, length, loss and words.",
     method=(
-        "Logistic regression of first wrong steps against right ones, five folds of whole problems; the step of a held-out wrong "
-        "solution that scores highest. Nulls: a step at random, and the same without routing (signs of solutions flipped); "
-        "intervals from a bootstrap over solutions."
+        "Logistic regression of going wrong where all was right before, five folds of whole problems; the likeliest first "
+        "wrong step of a held-out wrong solution. Nulls: a step at random, and the same without routing (signs of solutions "
+        "flipped); intervals from a bootstrap over solutions."
     ),
     order=in_order,
     finding=_finding,

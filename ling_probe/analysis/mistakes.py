@@ -34,12 +34,14 @@ LEAST_EFFECT = 0.2
 def first_wrong_step(run: Run, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How a first wrong step departs from the steps before it, beside right steps of the same number, words and length.
 
-    One row a `measure` and layer (none for the loss): `effect` in standard deviations of right steps of the same number, above 0
-    where wrong steps have more of it, with its 95 % bootstrap interval over problems (`ci_low`, `ci_high`); `p` two-sided, from
-    exact moments of which problem goes wrong at a step, `q` corrected over all rows (Benjamini-Hochberg); `raw` is the same with
-    words, length and place in it. `wrong` first wrong steps were compared with `right` ones. Measures: next-token `loss`; share of the weight at the heaviest expert (`top weight`);
-    how seldom the same word chooses these experts (`surprise`); how seldom the step before did (`departure`); of runs with
-    logits also `router entropy` and `router margin`.
+    One row a `measure` and layer (none for the loss): `effect` in standard deviations of right steps of the same number, above
+    0 where wrong steps have more of it, with its 95 % bootstrap interval over problems (`ci_low`, `ci_high`); `p` two-sided,
+    from exact moments of which problem goes wrong at a step, `q` corrected over all rows (Benjamini-Hochberg); `raw` is the
+    same with words, length and place in it. `wrong` first wrong steps were compared with `right` ones.
+
+    Measures: next-token `loss`; share of the weight at the heaviest expert (`top weight`); how seldom the same word chooses
+    these experts (`surprise`); how seldom the step before did (`departure`); of runs with logits also `router entropy` and
+    `router margin`.
 
     Args:
         run: A run whose steps are known to be right or wrong.
@@ -110,7 +112,7 @@ def judged_steps(run: Run, *, least: int = LEAST_PROBLEMS) -> Judged:
 
 
 def _change(values: Float64[np.ndarray, " O"], judged: Judged) -> Float64[np.ndarray, " O"]:
-    """Each step's value less the mean of those before it in its problem; NaN where there is none, or the step does not count."""
+    """Each step's value less the mean of those before it in its problem; NaN where there is none or it does not count."""
     known = np.isfinite(values)
     first = np.searchsorted(judged.problem, judged.problem)
     sums, count = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(known, values, 0.0), known))
@@ -126,7 +128,7 @@ def _without_length(
     """Values less what the length of a step and its place in the whole solution make of them in a group."""
     place, length = (judged.step + 1) / judged.n_steps, np.log(np.maximum(steps.n_tokens, 1))
     design = np.column_stack([place == 1, place, place**2, length, length**2]).astype(float)
-    # On wrong steps too: with nothing to find they are like the others, and what is fitted without them leaves them farther off.
+    # On wrong steps too: what is fitted without them leaves them farther off than right ones, with nothing to find.
     learnt = np.isfinite(values)
     if not learnt.any():
         return values
@@ -204,11 +206,11 @@ def _finding(table: pd.DataFrame) -> Finding:
     verdict = judge_cells(routed, least=LEAST_EFFECT)
     return Finding(
         sentence=(
-            f"{int(row['wrong'])} first wrong steps were set beside {int(row['right']):,} right ones of the same number, family, "
-            f"words, length and place, each less the steps before it: {found} of {len(routed)} measures of routing differ (q below 0.05). The surest of each, in "
-            f"standard deviations: {', '.join(_sentences(table))}. The surest of all is {row['measure']} in layer "
-            f"{row['layer']}, {row['effect']:+.2f} ({interval_text(row['ci_low'], row['ci_high'], '+.2f')}; {row['raw']:+.2f} with "
-            "words and length in it)."
+            f"{int(row['wrong'])} first wrong steps were set beside {int(row['right']):,} right ones of the same number, "
+            f"family, words, length and place, each less the steps before it: {found} of {len(routed)} measures of routing "
+            f"differ (q below 0.05). The surest of each, in standard deviations: {', '.join(_sentences(table))}. The surest of "
+            f"all is {row['measure']} in layer {row['layer']}, {row['effect']:+.2f} "
+            f"({interval_text(row['ci_low'], row['ci_high'], '+.2f')}; {row['raw']:+.2f} with words and length in it)."
         ),
         verdict=verdict,
         rung=3 if verdict is Verdict.SUPPORTED else 0,
@@ -227,9 +229,9 @@ FIRST_WRONG_STEP = Analysis(
     claim="Routing departs from the steps before it in first wrong steps as it does not in right ones like them.",
     method=(
         "Means over a step of how sure, spread, unusual and changed its routing is, less those of the same words and of the "
-        "steps before it, beside right steps of the same family, number, length and place. Null: which of the problems right so "
-        "far goes wrong at a step (exact moments); p corrected over measures and layers (Benjamini-Hochberg); intervals from a "
-        "bootstrap over problems."
+        "steps before it, beside right steps of the same family, number, length and place. Null: which of the problems right "
+        "so far goes wrong at a step (exact moments); p corrected over measures and layers (Benjamini-Hochberg); intervals "
+        "from a bootstrap over problems."
     ),
     order=surest_first,
     finding=_finding,

@@ -172,18 +172,18 @@ def _ranges(
 
 
 def _finding(table: pd.DataFrame) -> Finding:
-    start = table[table["place"] == 0].set_index("features")
-    row, both = start.loc[BOTH], table[table["features"] == BOTH]
+    start = {str(row["features"]): row for _, row in table[table["place"] == 0].iterrows()}
+    row, both = start[BOTH], table[table["features"] == BOTH]
     places = both.loc[(both["gain_low"] > 0) & (both["q"] < DISCOVERY), "place"].tolist()
     verdict = judge_held_out(
         row["gain_low"], row["gain_high"], least=LEAST_EFFECT, enough=bool(row["sequences"] >= LEAST_PROBLEMS)
     )
     return Finding(
         sentence=(
-            f"Before a step's first token, held-out problems yield {start.loc[ROUTING, 'bits']:.2f} of its label's "
-            f"{row['entropy']:.2f} bits to that token's routing (balanced accuracy {percent(start.loc[ROUTING, 'accuracy'])}, "
-            f"{percent(row['chance'])} by chance), {start.loc[TEXT, 'bits']:.2f} to the text before it "
-            f"({percent(start.loc[TEXT, 'accuracy'])}); there routing adds {row['gain']:+.3f} bits to the text "
+            f"Before a step's first token, held-out problems yield {start[ROUTING]['bits']:.2f} of its label's "
+            f"{row['entropy']:.2f} bits to that token's routing (balanced accuracy {percent(start[ROUTING]['accuracy'])}, "
+            f"{percent(row['chance'])} by chance), {start[TEXT]['bits']:.2f} to the text before it "
+            f"({percent(start[TEXT]['accuracy'])}); there routing adds {row['gain']:+.3f} bits to the text "
             f"({interval_text(row['gain_low'], row['gain_high'], '+.3f')}). {_half(table)}. It adds to the text so far "
             f"(q below 0.05) at {_numbered(places)} ({int(row['steps']):,} steps of {int(row['sequences']):,} problems)."
         ),
@@ -194,7 +194,7 @@ def _finding(table: pd.DataFrame) -> Finding:
         ci_low=float(row["gain_low"]),
         ci_high=float(row["gain_high"]),
         q=float(row["q"]),
-        token_effect=float(start.loc[TEXT, "bits"]),
+        token_effect=float(start[TEXT]["bits"]),
     )
 
 

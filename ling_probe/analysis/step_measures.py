@@ -10,6 +10,7 @@ from ling_probe import routing
 from ling_probe.analysis.classified import Classified, read_parts, token_rates
 from ling_probe.analysis.counting import sum_by
 from ling_probe.run import Run, TokenBatch
+from ling_probe.spec import ModelSpec
 
 LOSS, TOP, SURPRISE, DEPARTURE, ENTROPY, MARGIN = MEASURES = (
     "loss",
@@ -19,9 +20,9 @@ LOSS, TOP, SURPRISE, DEPARTURE, ENTROPY, MARGIN = MEASURES = (
     "router entropy",
     "router margin",
 )
-"""Next-token loss; share of the weight that the heaviest expert has; 1 less how often the same word chooses these experts; 1 less
-the share these experts had in the step before; and of runs with logits, the entropy of the normalised scores over its maximum,
-and the choice score of the last chosen expert over the best one left out of the groups kept."""
+"""Next-token loss; share of the weight that the heaviest expert has; 1 less how often the same word chooses these experts; 1
+less the share these experts had in the step before; and of runs with logits, the entropy of the normalised scores over its
+maximum, and the choice score of the last chosen expert over the best one left out of the groups kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +62,8 @@ def _of_layer(run: Run, steps: Classified, layer: int, kept: list[str]) -> tuple
     for batch in run.batches(layers=[layer], weights=True, columns=columns):
         owner = steps.owner(batch)
         inside = np.flatnonzero(owner >= 0)
-        owner, word = owner[inside], steps.word_of[
-            steps.stratum[owner[inside]] * run.spec.vocab_size + batch.token_id[inside]
-        ]  # fmt: skip
+        owner = owner[inside]
+        word = steps.word_of[steps.stratum[owner] * run.spec.vocab_size + batch.token_id[inside]]
         values = _values(run, batch, inside, owner, rate[word], bias, kept)
         known = np.isfinite(values)
         values = np.where(known, values, 0.0)
@@ -96,14 +96,14 @@ def _values(
     if LOSS in kept:
         told[LOSS] = batch.extra["loss"][inside]
     if ENTROPY in kept:
-        told |= _certainty(run, batch.extra["logits"][inside, 0].astype(float), bias)
+        told[ENTROPY], told[MARGIN] = router_sureness(batch.extra["logits"][inside, 0].astype(float), bias, run.spec)
     return np.column_stack([told[name] for name in kept]).astype(float)
 
 
 def _departure(
     ids: Integer[np.ndarray, "n K"], owner: Integer[np.ndarray, " n"], step: Integer[np.ndarray, " n"], n_experts: int
 ) -> Float64[np.ndarray, " n"]:
-    """1 less the mean share that a token's experts had among the choices of the step before, times K; NaN in first steps."""
+    """1 less the mean share of the step before's tokens that chose each of a token's experts; NaN in first steps."""
     first = int(owner.min(initial=0))
     n_steps = int(owner.max(initial=0)) - first + 1
     cells = (owner - first)[:, None] * n_experts + ids
@@ -113,9 +113,12 @@ def _departure(
     return np.where(step > 0, 1 - np.take_along_axis(before, ids, axis=1).mean(axis=1), np.nan)
 
 
-def _certainty(run: Run, logits: Float64[np.ndarray, "n E"], bias: Float64[np.ndarray, " E"]) -> dict[str, np.ndarray]:
+def router_sureness(
+    logits: Float64[np.ndarray, "n E"], bias: Float64[np.ndarray, " E"], spec: ModelSpec
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Entropy of each token's normalised scores over its maximum, and the margin of its choice (NaN where nothing is left)."""
     scores = routing.scores(logits)
     share = scores / np.maximum(scores.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     entropy = -(share * np.log(np.maximum(share, np.finfo(float).tiny))).sum(axis=-1) / np.log(share.shape[-1])
-    margin = routing.margin(routing.choice_scores(scores, bias), run.spec)
-    return {ENTROPY: entropy, MARGIN: np.where(np.isfinite(margin), margin, np.nan)}
+    margin = routing.margin(routing.choice_scores(scores, bias), spec)
+    return entropy, np.where(np.isfinite(margin), margin, np.nan)

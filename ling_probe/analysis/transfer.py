@@ -9,6 +9,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,8 @@ def _joined(one: TokenSample, other: TokenSample) -> TokenSample:
     """Tokens of two samples; sequences of the second are numbered after those of the first."""
     moved = replace(other, sequence=other.sequence + int(one.sequence.max()) + 1)
     names = [each.name for each in fields(one) if each.name not in ("layers", "n_experts")]
-    return replace(one, **{name: np.concatenate([getattr(one, name), getattr(moved, name)]) for name in names})
+    columns = {name: np.concatenate([getattr(one, name), getattr(moved, name)]) for name in names}
+    return TokenSample(**columns, layers=one.layers, n_experts=one.n_experts)
 
 
 def _table(world: _World, draws: int, permutations: int, seed: int) -> pd.DataFrame:
@@ -160,7 +162,8 @@ def _table(world: _World, draws: int, permutations: int, seed: int) -> pd.DataFr
     fallback, own_majority = by_frequency(fold, own)
     guess = np.tile(frequencies(own, n_classes), (len(codes), 1))
     every, majority = problem_weights(world.sequence[away], draws=draws, seed=seed), bits(guess, codes)
-    loss, rows = {}, []
+    loss: dict[str, np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
     for name in DESCRIPTIONS:
         features = world.features[name]
         predicted = learnt(features, world.codes, home & ~inner, inner, away, guess)
@@ -217,9 +220,9 @@ def _finding(table: pd.DataFrame) -> Finding:
             f"Learnt on {int(row['learnt_steps']):,} steps and judged on {int(row['steps']):,} of {int(row['sequences']):,} "
             f"other problems, routing yields {routing['bits']:.2f} of the {row['entropy']:.2f} bits of a label "
             f"({routing['home']:.2f} at home; p = {routing['p']:.3f} with labels shuffled inside problem and third), tokens "
-            f"and position {text['bits']:.2f} ({text['home']:.2f} at home). These leave {row['entropy'] - text['bits']:.2f} bits "
-            f"to gain; routing adds {row['gain']:+.3f} ({interval_text(row['gain_low'], row['gain_high'], '+.3f')}). Balanced "
-            f"accuracy {percent(routing['accuracy'])} by routing, {percent(text['accuracy'])} by text, "
+            f"and position {text['bits']:.2f} ({text['home']:.2f} at home). These leave {row['entropy'] - text['bits']:.2f} "
+            f"bits to gain; routing adds {row['gain']:+.3f} ({interval_text(row['gain_low'], row['gain_high'], '+.3f')}). "
+            f"Balanced accuracy {percent(routing['accuracy'])} by routing, {percent(text['accuracy'])} by text, "
             f"{percent(row['accuracy'])} by all, {percent(row['chance'])} by chance."
         ),
         verdict=verdict,

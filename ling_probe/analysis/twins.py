@@ -1,4 +1,4 @@
-"""Minimal pairs: what routing does at the same words in the same places of two problems that need another operation at one step.
+"""Minimal pairs: how the same words in the same places are routed in two problems that differ in the operation of one step.
 
 The two texts of a pair differ in one word or sign of the prompt, and from the step on whose operation differs in what follows
 from it. At every token that has the same id and position in both, after the first difference:
@@ -9,8 +9,8 @@ from it. At every token that has the same id and position in both, after the fir
 3. the operation is decoded: a logistic regression on the difference of the two routings, learnt on four fifths of the pairs,
    says of the fifth left out which side has which operation. Words and places are the same, so they tell 1 in 2.
 
-A network of random weights mixes the changed word into all that follows it, so decoding it proves little by itself; that the step
-which needs the operation changes more than steps before it does not follow from the word.
+A network of random weights mixes the changed word into all that follows it, so decoding it proves little by itself; that the
+step which needs the operation changes more than steps before it does not follow from the word.
 """
 
 import json

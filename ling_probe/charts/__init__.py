@@ -31,6 +31,16 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
+from ling_probe.charts.operations import (
+    carrier_bars,
+    carrier_layers,
+    located_bars,
+    onset_lines,
+    pair_accuracy,
+    pair_lines,
+    transfer_bars,
+    wrong_step_dots,
+)
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -77,6 +87,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
     "routing_information": lambda table, _: [information_lines(table)],
     "label_decoding": lambda table, _: [decoding_bars(table)],
+    "operation_transfer": lambda table, _: [transfer_bars(table)],
+    "label_onset": lambda table, _: [onset_lines(table)],
+    "label_carriers": lambda table, _: [carrier_bars(table), carrier_layers(table)],
+    "minimal_pairs": lambda table, _: [pair_lines(table), pair_accuracy(table)],
+    "first_wrong_step": lambda table, _: [wrong_step_dots(table)],
+    "wrong_step_localisation": lambda table, _: [located_bars(table)],
     "routing_prediction": lambda table, _: [prediction_lines(table)],
     "expert_prediction": lambda table, _: [explained_scatter(table)],
     "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
@@ -135,6 +151,8 @@ __all__ = [
     "auroc_bars",
     "balance_lines",
     "bias_scatter",
+    "carrier_bars",
+    "carrier_layers",
     "causal_bars",
     "churn_lines",
     "cluster_map",
@@ -149,10 +167,14 @@ __all__ = [
     "explained_scatter",
     "information_lines",
     "load_heatmap",
+    "located_bars",
     "margin_lines",
     "norm_rank_lines",
     "norm_strip",
+    "onset_lines",
     "overlap_lines",
+    "pair_accuracy",
+    "pair_lines",
     "prediction_lines",
     "reason_bars",
     "repeat_lines",
@@ -173,10 +195,12 @@ __all__ = [
     "token_shares",
     "token_test",
     "training_curves",
+    "transfer_bars",
     "transition_heatmap",
     "transition_lines",
     "usage_correlation",
     "usage_overlap",
     "vocabulary_lines",
     "weight_bars",
+    "wrong_step_dots",
 ]
