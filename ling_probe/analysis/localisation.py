@@ -1,7 +1,7 @@
 """Whether routing points to the first wrong step of a solution, better than its place, length, loss and words do.
 
-1. Describe every step by its place and length, by its loss, by its words, and by its routing: expert shares, and how sure, spread, unusual
-   and changed it is (`step_measures`), each as it is and less its mean over the problem.
+1. Describe every step by its place and length, by its loss, by its words, and by its routing: expert shares, and how sure,
+   spread, unusual and changed it is (`step_measures`), each as it is and less its mean over the problem.
 2. Learn the chance h that a step goes wrong where all before it were right, by logistic regression on four fifths of the
    problems; steps after a first wrong one are not learnt from.
 3. In every wrong solution of the fifth left out, point to the step k that was likeliest the first: h_k times 1 - h_j of all

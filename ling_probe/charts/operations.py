@@ -60,10 +60,7 @@ def carrier_bars(table: pd.DataFrame, *, top: int = 20) -> go.Figure:
     """What the first experts of `label_carriers` cost unseen problems, with 95 % intervals; at 0 they carry nothing."""
     rows = table[table["kind"] == "expert"].nsmallest(top, "rank")
     names = [f"L{row['layer']} E{row['expert']} · {escape(str(row['label']))}" for row in rows.to_dict("records")]
-    sizes = (
-        (column, name, symbol)
-        for column, name, symbol in (("lost", "unseen", "circle"), ("found", "chosen on", "diamond-open"))
-    )
+    shown = (("lost", "unseen", "circle"), ("found", "they were chosen on", "diamond-open"))
     traces = [
         go.Scatter(
             x=rows[column].to_numpy(),
