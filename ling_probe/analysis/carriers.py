@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float64, Integer
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 
 from ling_probe import stats
 from ling_probe.analysis.decoders import (
@@ -33,6 +32,7 @@ from ling_probe.analysis.decoders import (
     frequencies,
     learnt,
     narrow,
+    principal_axes,
     problem_mean,
     problem_weights,
     require_steps,
@@ -55,7 +55,6 @@ LEAST_EFFECT = 0.05
 LEAST_PROBLEMS = 50
 STRENGTH = 3.0
 """Inverse regularisation strength of the decoder that shares are taken from."""
-_COMPONENTS = 128
 _FLOOR = 0.01
 
 
@@ -226,9 +225,7 @@ class _Losses:
 
 def _components(values: Float[np.ndarray, "U F"], seed: int) -> tuple[Float[np.ndarray, "n F"], float]:
     """Axes to learn along, and the length that rows then have on average."""
-    axes = np.eye(values.shape[1], dtype=values.dtype)
-    if values.shape[1] > _COMPONENTS < len(values):
-        axes = TruncatedSVD(_COMPONENTS, n_iter=2, random_state=seed).fit(values).components_
+    axes = principal_axes(values, seed)
     return axes, float(max(np.sqrt(((values @ axes.T) ** 2).sum(axis=1).mean()), 1e-12))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Integer
+from jaxtyping import Bool, Float, Float64, Integer
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning
@@ -170,9 +170,16 @@ def profile(
     """Shares, centred and of unit length on average, as rows of the other descriptions are."""
     values = shares(sample, unit, len(fitted)).astype(np.float32)
     values -= values[fitted].mean(axis=0)
-    if values.shape[1] > _COMPONENTS < len(fitted):
-        values = TruncatedSVD(_COMPONENTS, n_iter=2, random_state=seed).fit(values[fitted]).transform(values)
+    values = values @ principal_axes(values[fitted], seed).T
     return sparse.csr_array(values / max(np.sqrt((values[fitted] ** 2).sum(axis=1).mean()), 1e-12))
+
+
+def principal_axes(values: Float[np.ndarray, "U F"], seed: int, *, most: int = _COMPONENTS) -> Float[np.ndarray, "n F"]:
+    """Axes along which rows differ most; those of the columns where there are few of either, or nothing differs."""
+    if values.shape[1] > most < len(values) and values.any():
+        axes: np.ndarray = TruncatedSVD(most, n_iter=2, random_state=seed).fit(values).components_
+        return axes.astype(values.dtype)
+    return np.eye(values.shape[1], dtype=values.dtype)
 
 
 def frequencies(codes: Integer[np.ndarray, " U"], n_classes: int) -> Float64[np.ndarray, " C"]:

@@ -21,10 +21,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Integer
 from scipy import stats as scipy_stats
-from sklearn.decomposition import TruncatedSVD
 
 from ling_probe import metrics, stats
-from ling_probe.analysis.decoders import FOLDS, fit, folds, problem_mean, problem_weights, with_interval
+from ling_probe.analysis.decoders import FOLDS, fit, folds, principal_axes, problem_mean, problem_weights, with_interval
 from ling_probe.analysis.question import Analysis, Finding, Verdict, judge_gain, percent
 from ling_probe.analysis.sample import TokenSample, indicator, interval_text, numbered, read_sample
 from ling_probe.errors import UsageError
@@ -328,8 +327,7 @@ def _difference(
 
 def _told(values: Float64[np.ndarray, "Q F"], operations: Integer[np.ndarray, "Q 2"], seed: int) -> Float64[np.ndarray, " Q"]:
     """Whether the sides of each pair are told by decoders of the others: which has the first operation, which the second."""
-    if values.shape[1] > _COMPONENTS < len(values):
-        values = TruncatedSVD(_COMPONENTS, n_iter=2, random_state=seed).fit_transform(values)
+    values = values @ principal_axes(values, seed, most=_COMPONENTS).T
     values = values / max(np.sqrt((values**2).sum(axis=1).mean()), 1e-12)
     codes = numbered(operations.ravel()).reshape(-1, 2)
     fold, score = folds(np.arange(len(values)), seed), np.zeros(len(values))

@@ -28,6 +28,7 @@ WORLDS = {
     "words": WORDS,
     "words alone": WORDS_ALONE,
     "longer is harder": replace(WORDS, n_sequences=96, longer_is_harder=0.5),
+    "many problems": replace(WORDS, n_sequences=96),
     "labels in order": replace(WORDS, ordered=True),
     "labels in order, strong trend": replace(WORDS, ordered=True, trend=1.5),
     "same words": World(),
@@ -108,6 +109,21 @@ def beyond_tokens(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["level"].isin(["words", "raw"])]
 
 
+def routing_and_text(table: pd.DataFrame) -> pd.DataFrame:
+    """With the interval of what routing adds to the text so far."""
+    return table[table["p"].notna()].assign(ci_low=table["gain_low"], ci_high=table["gain_high"])
+
+
+def experts(table: pd.DataFrame) -> pd.DataFrame:
+    """Experts alone."""
+    return table[table["kind"] == "expert"]
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """With the interval and the p of what routing adds to words and place."""
+    return table[table["q"].notna()].assign(p=table["gain_p"], ci_low=table["gain_low"], ci_high=table["gain_high"])
+
+
 def none(table: pd.DataFrame) -> pd.DataFrame:
     """No row: the verdict alone counts."""
     return table[:0]
@@ -128,6 +144,11 @@ CASES = (
     Case(analysis="risk_difference", world="same words"),
     Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=50),
     Case(analysis="label_decoding", world="words", rows=none, quick_runs=10, reason=VERDICT_ONLY),
+    Case(analysis="label_onset", world="words", rows=routing_and_text, quick_runs=10),
+    Case(analysis="label_carriers", world="words", rows=experts, quick_runs=20),
+    Case(analysis="operation_transfer", world="words", rows=gains, quick_runs=10),
+    Case(analysis="first_wrong_step", world="words"),
+    Case(analysis="wrong_step_localisation", world="many problems", rows=none, quick_runs=10, reason=VERDICT_ONLY),
     Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
     Case(analysis="vocabulary_specialisation", world="words do not route", rows=none, reason=VERDICT_ONLY),
     Case(analysis="token_overlap", world="words do not route", rows=none, reason=VERDICT_ONLY),
