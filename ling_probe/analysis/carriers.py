@@ -32,6 +32,7 @@ from ling_probe.analysis.decoders import (
     frequencies,
     learnt,
     narrow,
+    one_sided,
     principal_axes,
     problem_mean,
     problem_weights,
@@ -309,12 +310,11 @@ def _expert_rows(
         sums = problem @ losses.each_without(place)[world.measured]
         told, here = every @ sums / steps[:, None], world.of_layer(place)
         low, high = resampled_interval(told[1:], every.shape[1])
-        two_sided = stats.sign_flip_p(sums, seed=(seed, place))
         tables.append(
             pd.DataFrame({
                 "kind": EXPERT, "layer": layer, "expert": np.arange(world.n_experts), "found": ranked.found[here],
                 "label": [world.names[code] for code in ranked.label[here]], "lost": told[0], "ci_low": low, "ci_high": high,
-                "p": np.where(sums.sum(axis=0) > 0, two_sided / 2, 1 - two_sided / 2),
+                "p": one_sided(stats.sign_flip_p(sums, seed=(seed, place)), sums),
             })
         )  # fmt: skip
     table = pd.concat(tables, ignore_index=True)

@@ -333,6 +333,18 @@ def shuffled_label_p(
 
 
 def gain_p(gain: Float64[np.ndarray, " U"], sequence: Integer[np.ndarray, " U"], *, seed: int) -> float:
-    """Two-sided p of one decoder's gain over another, from signs of whole problems flipped; NaN if they are the same."""
+    """One-sided p of one decoder's gain over another, from signs of whole problems flipped; NaN if they are the same.
+
+    One-sided, for what knows nothing makes a decoder worse, and that is no finding.
+    """
     sums = np.bincount(sequence, weights=gain)
-    return float(stats.sign_flip_p(sums[:, None], seed=seed)[0])
+    return float(one_sided(stats.sign_flip_p(sums[:, None], seed=seed), sums[:, None])[0])
+
+
+def one_sided(p: Float64[np.ndarray, " C"], values: Float64[np.ndarray, "S C"]) -> Float64[np.ndarray, " C"]:
+    """P that sums of values are above 0, from that they are not 0.
+
+    >>> one_sided(np.array([0.02, 0.02]), np.array([[1.0, -1.0]])).tolist()
+    [0.01, 0.99]
+    """
+    return np.where(values.sum(axis=0) > 0, p / 2, 1 - p / 2)

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ling_probe import stats
 from ling_probe.analysis.classified import Classified, classified_steps, read_parts
-from ling_probe.analysis.decoders import FOLDS, folds, problem_mean, problem_weights, tfidf, with_interval
+from ling_probe.analysis.decoders import FOLDS, folds, gain_p, problem_mean, problem_weights, tfidf, with_interval
 from ling_probe.analysis.mistakes import Judged, judged_steps
 from ling_probe.analysis.question import DISCOVERY, Analysis, Finding, in_order, judge_held_out, percent
 from ling_probe.analysis.sample import interval_text, numbered
@@ -61,7 +61,7 @@ def wrong_step_localisation(run: Run, *, draws: int = 1000, seed: int = 0) -> pd
 
     One row a decoder: `features`, `located`, the share of wrong solutions of two steps or more, with its 95 % bootstrap
     interval over solutions (`ci_low`, `ci_high`); `chance` is that of a step drawn at random. For the last, `gain` over place,
-    length, loss and words with its interval (`gain_low`, `gain_high`) and `p`, two-sided, from signs of solutions flipped.
+    length, loss and words with its interval (`gain_low`, `gain_high`) and `p`, one-sided, from signs of solutions flipped.
     `solutions` were located, of which `first` went wrong in their first step; decoders learnt from `right` right steps.
 
     Args:
@@ -90,7 +90,7 @@ def wrong_step_localisation(run: Run, *, draws: int = 1000, seed: int = 0) -> pd
     ]
     gain = hits[ALL] - hits[TEXT]
     rows[-1] |= with_interval("gain", "gain", problem_mean(gain, each, every), n)
-    rows[-1]["p"] = float(stats.sign_flip_p(gain[:, None], seed=seed)[0])
+    rows[-1]["p"] = gain_p(gain, each, seed=seed)
     table = pd.DataFrame(rows)
     table["q"] = stats.benjamini_hochberg(table["p"].to_numpy())
     return table.assign(

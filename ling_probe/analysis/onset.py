@@ -59,7 +59,7 @@ def label_onset(run: Run, *, steps: int = 1500, draws: int = 1000, seed: int = 0
     One row a `place` (0 is the token before the step's first) and description (`features`). `bits` per step gained over
     guessing by frequency on held-out problems, `ci_low` and `ci_high` its 95 % bootstrap interval over problems; `entropy` is
     what there was to gain. `accuracy` balanced over `classes`, with its interval (`accuracy_low`, `accuracy_high`) and
-    `chance`. `gain` in bits over the text so far, with its interval (`gain_low`, `gain_high`), `p` two-sided from signs of
+    `chance`. `gain` in bits over the text so far, with its interval (`gain_low`, `gain_high`), `p` one-sided from signs of
     problems flipped, `q` corrected over places (Benjamini-Hochberg). `reached` is the share of the steps that have so many
     tokens; others keep their last. All from `steps` in `sequences`; first steps, which follow the prompt, are left out.
 

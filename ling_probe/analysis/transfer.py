@@ -64,7 +64,7 @@ def operation_transfer(
     one-sided, from labels shuffled over whole steps inside each problem and third of the solution; `entropy` is what there was
     to gain, `home` the bits on held-out problems of the first run. `accuracy` balanced over `classes`, with its interval
     (`accuracy_low`, `accuracy_high`), `chance` and `home_accuracy`. `gain` in bits over tokens, with position or without,
-    whichever tells more, with its interval (`gain_low`, `gain_high`) and `gain_p`, two-sided, from signs of problems flipped.
+    whichever tells more, with its interval (`gain_low`, `gain_high`) and `gain_p`, one-sided, from signs of problems flipped.
     `q` corrects `gain_p` over the runs judged on (Benjamini-Hochberg). Learnt on `learnt_steps`, judged on `steps` in
     `sequences`; labels that one of the two runs lacks are left out.
 
