@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ling_probe.analysis import ANALYSES
-from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, lines_with_intervals
+from ling_probe.charts.style import MUTED, PALETTE, SYMBOLS, escape, figure_of, legend_below, lines_with_intervals
 
 
 def transfer_bars(table: pd.DataFrame) -> go.Figure:
@@ -100,9 +100,9 @@ def pair_lines(table: pd.DataFrame) -> go.Figure:
     rows = table[(table["by"] == "place") & table["layer"].notna()]
     traces = _by_layer(rows, ("changed", "ci_low", "ci_high"))
     question = ANALYSES["minimal_pairs"].question
-    figure = figure_of(traces, question, x="layer", y="share of experts not shared with the twin", height=480)
+    figure = figure_of(traces, question, x="layer", y="share of experts not shared with the twin", height=520)
     figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"})
-    return figure.update_xaxes(type="category")
+    return legend_below(figure.update_xaxes(type="category"))
 
 
 def pair_accuracy(table: pd.DataFrame) -> go.Figure:
@@ -110,9 +110,9 @@ def pair_accuracy(table: pd.DataFrame) -> go.Figure:
     rows = table[(table["by"] == "place") & table["layer"].notna() & table["accuracy"].notna()]
     traces = _by_layer(rows, ("accuracy", "accuracy_low", "accuracy_high"))
     title = "Does routing at the same words tell which operation the problem needs?"
-    figure = figure_of(traces, title, x="layer", y="share of held-out pairs told", height=480)
+    figure = figure_of(traces, title, x="layer", y="share of held-out pairs told", height=520)
     figure.add_hline(y=0.5, line={"color": MUTED, "dash": "dash"}, annotation_text="chance")
-    return figure.update_xaxes(type="category")
+    return legend_below(figure.update_xaxes(type="category"))
 
 
 def wrong_step_dots(table: pd.DataFrame) -> go.Figure:
