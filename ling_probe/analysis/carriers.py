@@ -59,7 +59,7 @@ STRENGTH = 3.0
 _FLOOR = 0.01
 
 
-def label_carriers(run: Run, *, steps: int = 2000, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def label_carriers(run: Run, *, steps: int = 1500, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """What predictions of a step's label lose when a layer or an expert is set to its mean, and what either adds to words.
 
     One row a layer, an expert, the first experts together, and as many random ones of the same layers (`kind`, with `layer`
@@ -314,7 +314,7 @@ def _expert_rows(
             pd.DataFrame({
                 "kind": EXPERT, "layer": layer, "expert": np.arange(world.n_experts), "found": ranked.found[here],
                 "label": [world.names[code] for code in ranked.label[here]], "lost": told[0], "ci_low": low, "ci_high": high,
-                "p": one_sided(stats.sign_flip_p(sums, seed=(seed, place)), sums),
+                "p": one_sided(stats.sign_flip_p(sums, flips=999, seed=(seed, place)), sums),
             })
         )  # fmt: skip
     table = pd.concat(tables, ignore_index=True)

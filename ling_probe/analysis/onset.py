@@ -53,7 +53,7 @@ LEAST_PROBLEMS = 50
 """With fewer to learn from, that routing adds nothing says nothing."""
 
 
-def label_onset(run: Run, *, steps: int = 1500, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def label_onset(run: Run, *, steps: int = 1000, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """How well a step's label can be told at its n-th token, from the routing of that token, the text so far, and both.
 
     One row a `place` (0 is the token before the step's first) and description (`features`). `bits` per step gained over
