@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from synthetic import Effects, Planted, synthetic_run, synthetic_spec
 
-from ling_probe.analysis import decoding, finding, label_decoding
-from ling_probe.analysis.decoding import ALL, DESCRIPTIONS, POSITION, ROUTING, TEXT, TOKENS
+from ling_probe.analysis import decoders, decoding, finding, label_decoding
+from ling_probe.analysis.decoders import ALL, DESCRIPTIONS, POSITION, ROUTING, TEXT, TOKENS
 from ling_probe.analysis.question import Verdict
 from ling_probe.analysis.sample import label_codes, sample_tokens
 from ling_probe.errors import UsageError
@@ -93,7 +93,7 @@ def test_balanced_accuracy_by_hand(routed):
     codes = world.asked["label"]
     hits = np.random.default_rng(0).random(len(codes)) < 0.5
     every = np.ones((1, int(world.sequence.max()) + 1))
-    assert decoding._balanced(world, codes, hits, every)[0] == pytest.approx(
+    assert decoders.balanced_accuracy(hits, codes, world.sequence, every)[0] == pytest.approx(
         np.mean([hits[codes == code].mean() for code in range(4)])
     )
 

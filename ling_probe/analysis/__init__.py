@@ -10,6 +10,7 @@ from ling_probe.analysis.alignment import path_alignment
 from ling_probe.analysis.asking import answers, finding, findings_index
 from ling_probe.analysis.attribution import logit_attribution
 from ling_probe.analysis.boundary_prediction import step_boundaries
+from ling_probe.analysis.carriers import label_carriers
 from ling_probe.analysis.causal_effects import causal_effects
 from ling_probe.analysis.choice_reasons import choice_reasons
 from ling_probe.analysis.churn import routing_churn
@@ -29,7 +30,10 @@ from ling_probe.analysis.kept import answer_once, kept_answers
 from ling_probe.analysis.load import expert_load, load_balance
 from ling_probe.analysis.load_curves import load_curve
 from ling_probe.analysis.load_shift import load_shift
+from ling_probe.analysis.localisation import wrong_step_localisation
+from ling_probe.analysis.mistakes import first_wrong_step
 from ling_probe.analysis.norm_rank import norm_rank
+from ling_probe.analysis.onset import label_onset
 from ling_probe.analysis.overlap import token_overlap
 from ling_probe.analysis.prediction import routing_prediction
 from ling_probe.analysis.profiles import state_profiles
@@ -56,7 +60,9 @@ from ling_probe.analysis.state_order import state_transitions
 from ling_probe.analysis.states import routing_states
 from ling_probe.analysis.super_experts import super_experts
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
+from ling_probe.analysis.transfer import operation_transfer
 from ling_probe.analysis.transition import layer_transition
+from ling_probe.analysis.twins import minimal_pairs
 from ling_probe.analysis.usage_similarity import usage_similarity
 from ling_probe.analysis.vocabulary import vocabulary_specialisation
 from ling_probe.analysis.weight_concentration import weight_concentration
@@ -92,15 +98,21 @@ __all__ = [
     "fit_states",
     "held_out",
     "kept_answers",
+    "first_wrong_step",
+    "held_out",
+    "label_carriers",
     "label_decoding",
+    "label_onset",
     "label_specialisation",
     "layer_transition",
     "load_balance",
     "load_curve",
     "load_shift",
     "logit_attribution",
+    "minimal_pairs",
     "norm_rank",
     "path_alignment",
+    "operation_transfer",
     "prompt_rollout",
     "repeat_choice",
     "risk_difference",
@@ -128,4 +140,5 @@ __all__ = [
     "usage_similarity",
     "vocabulary_specialisation",
     "weight_concentration",
+    "wrong_step_localisation",
 ]

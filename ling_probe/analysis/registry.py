@@ -6,6 +6,7 @@ from ling_probe.analysis.agreement import ROUTE_AGREEMENT
 from ling_probe.analysis.alignment import PATH_ALIGNMENT
 from ling_probe.analysis.attribution import LOGIT_ATTRIBUTION
 from ling_probe.analysis.boundary_prediction import STEP_BOUNDARIES
+from ling_probe.analysis.carriers import LABEL_CARRIERS
 from ling_probe.analysis.causal_effects import CAUSAL_EFFECTS_OF_ROUTING
 from ling_probe.analysis.choice_reasons import CHOICE_REASONS
 from ling_probe.analysis.churn import ROUTING_CHURN
@@ -23,7 +24,10 @@ from ling_probe.analysis.information import ROUTING_INFORMATION
 from ling_probe.analysis.load import EXPERT_LOAD, LOAD_BALANCE
 from ling_probe.analysis.load_curves import LOAD_CURVE
 from ling_probe.analysis.load_shift import LOAD_SHIFT
+from ling_probe.analysis.localisation import WRONG_STEP_LOCALISATION
+from ling_probe.analysis.mistakes import FIRST_WRONG_STEP
 from ling_probe.analysis.norm_rank import NORM_RANK
+from ling_probe.analysis.onset import LABEL_ONSET
 from ling_probe.analysis.overlap import TOKEN_OVERLAP
 from ling_probe.analysis.prediction import ROUTING_PREDICTION
 from ling_probe.analysis.profiles import STATE_PROFILES
@@ -41,7 +45,9 @@ from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMIL
 from ling_probe.analysis.state_order import STATE_TRANSITIONS
 from ling_probe.analysis.states import ROUTING_STATES
 from ling_probe.analysis.super_experts import SUPER_EXPERTS
+from ling_probe.analysis.transfer import OPERATION_TRANSFER
 from ling_probe.analysis.transition import LAYER_TRANSITION
+from ling_probe.analysis.twins import MINIMAL_PAIRS
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
 from ling_probe.analysis.vocabulary import VOCABULARY_SPECIALISATION
 from ling_probe.analysis.weight_concentration import WEIGHT_CONCENTRATION
@@ -54,9 +60,14 @@ ANALYSES: dict[str, Analysis] = {
         LABEL_SPECIALISATION,
         STEP_SIMILARITY,
         LABEL_DECODING,
+        LABEL_ONSET,
+        LABEL_CARRIERS,
+        MINIMAL_PAIRS,
         FAMILY_SPECIALISATION,
         CORRECTNESS_SPECIALISATION,
         ANSWER_PREDICTION,
+        FIRST_WRONG_STEP,
+        WRONG_STEP_LOCALISATION,
         RISK_DIFFERENCE,
         CAUSAL_EFFECTS_OF_ROUTING,
         # what the token has to do with it
@@ -105,6 +116,7 @@ ANALYSES: dict[str, Analysis] = {
         ROUTER_SATURATION,
         ROUTE_AGREEMENT,
         LOAD_SHIFT,
+        OPERATION_TRANSFER,
     )
 }
 """Every analysis by name, in the order a report tells them."""

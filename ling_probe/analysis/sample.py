@@ -61,7 +61,7 @@ class TokenSample:
         """Id of the token after, -1 where the sample does not hold it."""
         return np.append(np.where(self.follows[1:], self.token_id[1:], -1), -1)
 
-    def only(self, kept: Bool[np.ndarray, " N"]) -> "TokenSample":
+    def only(self, kept: Bool[np.ndarray, " N"] | Integer[np.ndarray, " R"]) -> "TokenSample":
         """The tokens kept."""
         names = ("sequence", "position", "token_id", "previous_id", "step", "expert_ids")
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
@@ -106,7 +106,7 @@ def sample_tokens(run: Run, *, most: int = MOST, seed: int = 0) -> TokenSample:
         lengths += np.array([np.bincount(batch.sequence[side], minlength=lengths.shape[1]) for side in (kept, ~kept)])
     segments = COMPLETION if lengths[0].any() else ("prompt",)
     taken = _drawn(lengths[0] if lengths[0].any() else lengths[1], most, seed)
-    return _read(run, lambda batch: segment_mask(batch, segments) & taken[batch.sequence])
+    return read_sample(run, lambda batch: segment_mask(batch, segments) & taken[batch.sequence])
 
 
 def _drawn(lengths: Integer[np.ndarray, " S"], most: int, seed: int) -> Bool[np.ndarray, " S"]:
@@ -118,7 +118,8 @@ def _drawn(lengths: Integer[np.ndarray, " S"], most: int, seed: int) -> Bool[np.
     return taken
 
 
-def _read(run: Run, chosen: Callable[..., Bool[np.ndarray, " B"]]) -> TokenSample:
+def read_sample(run: Run, chosen: Callable[..., Bool[np.ndarray, " B"]]) -> TokenSample:
+    """The tokens of each batch that `chosen` marks, prompts too."""
     names = ("sequence", "position", "token_id", "previous_id", "step", "expert_ids")
     parts: list[tuple[np.ndarray, ...]] = []
     for batch in run.batches():

@@ -1,7 +1,8 @@
 """Whether routing tells right from wrong solutions, beyond their length, their words and how sure the model was.
 
 1. Describe every judged solution by its length, its loss, its words, its routing (how often each expert was chosen, by layer),
-   and how evenly its tokens spread their weight over the chosen experts.
+   and how sure the router was: how evenly tokens spread their weight over the chosen experts, and where logits were kept the
+   entropy of all scores and the margin of the choice.
 2. Learn right from wrong by logistic regression on four fifths of the solutions, score the last fifth, in turn.
 3. Compare the scores of wrong and right solutions of the same family: the chance that the wrong one scores higher (AUROC).
 4. Ask what routing adds to length, loss and words: the difference of the two AUROCs, against scores swapped at random in pairs.
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Integer
+from jaxtyping import Float32, Float64, Integer
 from scipy import sparse
 from scipy import stats as ranks
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +23,7 @@ from sklearn.preprocessing import MaxAbsScaler
 from ling_probe import stats
 from ling_probe.analysis.classified import Classified, classified_answers
 from ling_probe.analysis.question import Analysis, Finding, Verdict, in_order, judge
+from ling_probe.analysis.step_measures import router_sureness
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
 
@@ -37,9 +39,10 @@ DECODERS = {
     "length": ("length",),
     "loss": ("loss",),
     "words": ("words",),
-    "routing": ("routing", "spread"),
+    "how sure the router was": ("sureness",),
+    "routing": ("routing", "sureness"),
     "length, loss and words": BASELINE,
-    "length, loss, words and routing": (*BASELINE, "routing", "spread"),
+    "length, loss, words and routing": (*BASELINE, "routing", "sureness"),
 }
 """What each decoder sees."""
 
@@ -104,8 +107,10 @@ def _features(run: Run, answers: Classified) -> dict[str, sparse.csr_array]:
     n, spec = len(answers.codes), run.spec
     counts = np.zeros((n, spec.n_rows * spec.n_experts), np.float32)
     words = sparse.csr_array((n, spec.vocab_size))
-    spread, loss = np.zeros((n, spec.n_rows)), np.zeros(n)
-    for batch in run.batches(weights=True, columns=("loss",)):
+    logits = bool(run.manifest.parts) and "logits" in run.manifest.parts[0].extras
+    sureness, loss = np.zeros((n, spec.n_rows, 3 if logits else 1)), np.zeros(n)
+    biases = run.manifest.model.get("expert_bias") or {}
+    for batch in run.batches(weights=True, columns=("loss", *(["logits"] if logits else []))):
         owner = answers.owner(batch)
         kept = owner >= 0
         owner = owner[kept]
@@ -114,9 +119,12 @@ def _features(run: Run, answers: Classified) -> dict[str, sparse.csr_array]:
             cells = owner[:, None] * spec.n_experts + batch.expert_ids[kept, row]
             found = np.bincount(cells.ravel(), minlength=n * spec.n_experts).reshape(n, -1)
             counts[:, row * spec.n_experts : (row + 1) * spec.n_experts] += found
-            share = batch.weights[kept, row] / np.maximum(batch.weights[kept, row].sum(axis=1, keepdims=True), 1e-9)
-            entropy = -(share * np.log(np.maximum(share, 1e-9))).sum(axis=1)
-            spread[:, row] += np.bincount(owner, weights=entropy, minlength=n)
+            values = [_spread(batch.weights[kept, row])]
+            if logits:
+                bias = np.array(biases.get(str(spec.routed_layers[row]), np.zeros(spec.n_experts)))
+                values += router_sureness(batch.extra["logits"][kept, row].astype(float), bias, spec)
+            for place, value in enumerate(values):
+                sureness[:, row, place] += np.bincount(owner, weights=np.nan_to_num(value), minlength=n)
         words += sparse.csr_array((np.ones(len(owner)), (owner, batch.token_id[kept])), shape=words.shape)
         loss += np.bincount(owner, weights=np.nan_to_num(batch.extra["loss"][kept]), minlength=n)
     length = np.maximum(answers.n_tokens, 1)[:, None]
@@ -125,8 +133,14 @@ def _features(run: Run, answers: Classified) -> dict[str, sparse.csr_array]:
         "loss": sparse.csr_array(np.stack([loss, loss / length[:, 0]], axis=1)),
         "words": sparse.csr_array(words / length),
         "routing": sparse.csr_array(counts / length),
-        "spread": sparse.csr_array(spread / length),
+        "sureness": sparse.csr_array(sureness.reshape(n, -1) / length),
     }
+
+
+def _spread(weights: Float32[np.ndarray, "n K"]) -> Float64[np.ndarray, " n"]:
+    """Entropy of each token's weights over its chosen experts, in nats."""
+    share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    return -(share * np.log(np.maximum(share, 1e-9))).sum(axis=1).astype(float)
 
 
 def _scores(

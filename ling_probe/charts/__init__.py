@@ -49,6 +49,16 @@ from ling_probe.charts.one_expert import (
 )
 from ling_probe.charts.paths import difference_dots, path_sankey
 from ling_probe.charts.profiles import profile_heatmap
+from ling_probe.charts.operations import (
+    carrier_bars,
+    carrier_layers,
+    located_bars,
+    onset_lines,
+    pair_accuracy,
+    pair_lines,
+    transfer_bars,
+    wrong_step_dots,
+)
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -106,6 +116,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "risk_difference": lambda table, _: [risk_bars(table), token_test(table)],
     "routing_information": lambda table, _: [information_lines(table)],
     "label_decoding": lambda table, _: [decoding_bars(table)],
+    "operation_transfer": lambda table, _: [transfer_bars(table)],
+    "label_onset": lambda table, _: [onset_lines(table)],
+    "label_carriers": lambda table, _: [carrier_bars(table), carrier_layers(table)],
+    "minimal_pairs": lambda table, _: [pair_lines(table), pair_accuracy(table)],
+    "first_wrong_step": lambda table, _: [wrong_step_dots(table)],
+    "wrong_step_localisation": lambda table, _: [located_bars(table)],
     "routing_prediction": lambda table, _: [prediction_lines(table)],
     "expert_prediction": lambda table, _: [explained_scatter(table)],
     "vocabulary_specialisation": lambda table, _: [vocabulary_lines(table)],
@@ -178,6 +194,8 @@ __all__ = [
     "bias_against_load",
     "bias_scatter",
     "boundary_dots",
+    "carrier_bars",
+    "carrier_layers",
     "causal_bars",
     "churn_lines",
     "cluster_map",
@@ -195,6 +213,7 @@ __all__ = [
     "information_lines",
     "load_heatmap",
     "lorenz_curves",
+    "located_bars",
     "margin_lines",
     "neighbour_dots",
     "norm_rank_lines",
@@ -203,6 +222,10 @@ __all__ = [
     "order_sankey",
     "overlap_lines",
     "path_sankey",
+    "onset_lines",
+    "overlap_lines",
+    "pair_accuracy",
+    "pair_lines",
     "prediction_lines",
     "preference_dots",
     "profile_heatmap",
@@ -231,10 +254,12 @@ __all__ = [
     "token_shares",
     "token_test",
     "training_curves",
+    "transfer_bars",
     "transition_heatmap",
     "transition_lines",
     "usage_correlation",
     "usage_overlap",
     "vocabulary_lines",
     "weight_bars",
+    "wrong_step_dots",
 ]

@@ -28,6 +28,7 @@ WORLDS = {
     "words": WORDS,
     "words alone": WORDS_ALONE,
     "longer is harder": replace(WORDS, n_sequences=96, longer_is_harder=0.5),
+    "many problems": replace(WORDS, n_sequences=96),
     "labels in order": replace(WORDS, ordered=True),
     "labels in order, strong trend": replace(WORDS, ordered=True, trend=1.5),
     "same words": World(),
@@ -92,6 +93,7 @@ RARE_WORDS = (
 CAREFUL = "the law fitted to the moments has a heavier tail than shuffles of few steps"
 IN_ORDER = "labels that keep their place have many words of a third of the solution to themselves; these say nothing"
 FEW_NAMED = "the jackknife is wide where the count of a name is skewed"
+WORSE = "what knows nothing makes a decoder worse, and the test is one-sided"
 VERDICT_ONLY = "the verdict is a rule of several conditions, not a test at 5 %"
 
 
@@ -118,6 +120,19 @@ def left_of_tokens(table: pd.DataFrame) -> pd.DataFrame:
 def beyond_pairs(table: pd.DataFrame) -> pd.DataFrame:
     """Paths of what is left of routing without pairs of tokens."""
     return table[table["source"] == "routing beyond pairs of tokens"]
+def routing_and_text(table: pd.DataFrame) -> pd.DataFrame:
+    """With the interval of what routing adds to the text so far."""
+    return table[table["p"].notna()].assign(ci_low=table["gain_low"], ci_high=table["gain_high"])
+
+
+def experts(table: pd.DataFrame) -> pd.DataFrame:
+    """Experts alone."""
+    return table[table["kind"] == "expert"]
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """With the interval and the p of what routing adds to words and place."""
+    return table[table["q"].notna()].assign(p=table["gain_p"], ci_low=table["gain_low"], ci_high=table["gain_high"])
 
 
 def none(table: pd.DataFrame) -> pd.DataFrame:
@@ -140,6 +155,11 @@ CASES = (
     Case(analysis="risk_difference", world="same words"),
     Case(analysis="routing_information", world="words", rows=label_given_token, quick_runs=50),
     Case(analysis="label_decoding", world="words", rows=none, quick_runs=10, reason=VERDICT_ONLY),
+    Case(analysis="label_onset", world="words", rows=routing_and_text, quick_runs=10, reason=WORSE),
+    Case(analysis="label_carriers", world="words", rows=experts, quick_runs=20, reason=WORSE),
+    Case(analysis="operation_transfer", world="words", rows=gains, quick_runs=10, reason=WORSE),
+    Case(analysis="first_wrong_step", world="many problems"),
+    Case(analysis="wrong_step_localisation", world="many problems", quick_runs=20, reason=WORSE),
     Case(analysis="routing_prediction", world="words alone", rows=none, quick_runs=50, reason=VERDICT_ONLY),
     Case(analysis="vocabulary_specialisation", world="words do not route", rows=none, reason=VERDICT_ONLY),
     Case(analysis="token_overlap", world="words do not route", rows=none, reason=VERDICT_ONLY),
