@@ -4,9 +4,7 @@ from unittest.mock import ANY
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from synthetic import LABELS, Planted, synthetic_run, synthetic_spec
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from ling_probe.analysis import ANALYSES, Verdict, causal_effects
@@ -32,36 +30,15 @@ from ling_probe.charts import FIGURES
 from ling_probe.cli import app
 from ling_probe.errors import InterventionError, RunError, UsageError
 from ling_probe.interventions import silence
-from ling_probe.model import LingConfig, LingForCausalLM
-from ling_probe.model.load import LoadedLing, verify_routing
-from ling_probe.model.modeling import gates
 from ling_probe.run import Run
-from ling_probe.tokenizer import build_tokenizer
 
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "first_k_dense_replace": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
-    "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "initializer_range": 0.2,
-}  # fmt: skip
 LOAD = {1: np.arange(16) ** 2, 2: np.arange(16) ** 2}
 TARGET = Target(label="add", kind="silence", experts=((1, 3), (2, 5)))
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """A random model whose bias matters."""
-    tokenizer = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    config = LingConfig(
-        vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=end, attn_implementation="sdpa",
-        experts_implementation="grouped_mm", **SIZES,
-    )  # fmt: skip
-    native = LingForCausalLM(config).eval()
-    for gate in gates(native).values():
-        gate.expert_bias.normal_(0, 0.3)
-    spec = config.spec("random")
-    return LoadedLing(native, tokenizer, spec, "digest", verify_routing(native, spec))
+def loaded(small_ling):
+    return small_ling
 
 
 @pytest.fixture(scope="module")
