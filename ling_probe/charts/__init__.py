@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from ling_probe.analysis import surest_first
 from ling_probe.analysis.affinity import affinity_sets
 from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
-from ling_probe.charts.causal import causal_bars
+from ling_probe.charts.causal import causal_bars, causal_figures, dose_curves, written_bars
 from ling_probe.charts.comparison import (
     agreement_lines,
     margin_lines,
@@ -103,7 +103,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "shared_share": lambda table, _: [shared_lines(table)],
     "logit_attribution": lambda table, _: [attribution_lines(table), attribution_scatter(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
-    "causal_effects": lambda table, _: [causal_bars(table)],
+    "causal_effects": lambda table, _: causal_figures(table),
     "routing_churn": lambda table, _: [churn_lines(table)],
     "prompt_rollout": lambda table, _: [rollout_lines(table)],
     "layer_transition": lambda table, _: [
@@ -136,6 +136,7 @@ __all__ = [
     "balance_lines",
     "bias_scatter",
     "causal_bars",
+    "causal_figures",
     "churn_lines",
     "cluster_map",
     "cluster_maps",
@@ -144,6 +145,7 @@ __all__ = [
     "confidence_figures",
     "coverage_curves",
     "decoding_bars",
+    "dose_curves",
     "enrichment_dots",
     "escape",
     "explained_scatter",
@@ -179,4 +181,5 @@ __all__ = [
     "usage_overlap",
     "vocabulary_lines",
     "weight_bars",
+    "written_bars",
 ]

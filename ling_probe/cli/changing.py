@@ -16,6 +16,8 @@ from ling_probe.cli.options import (
     Device,
     Dtype,
     DtypeName,
+    Generate,
+    GenerateDraws,
     Json,
     Limit,
     Model,
@@ -51,6 +53,9 @@ def intervene(
     dose: Annotated[list[int] | None, typer.Option(help="Change so many experts; repeatable (default 4).", min=1)] = None,
     value: Annotated[list[float] | None, typer.Option(help="Of bias: what is added to the choice score; repeatable.")] = None,
     draws: Annotated[int, typer.Option(help="Matched draws of experts for each change.", min=1)] = 99,
+    generate: Generate = 0,
+    generate_draws: GenerateDraws = 9,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a solution that the model writes.", min=1)] = 300,
     seed: Annotated[int, typer.Option(help="Of the draws and the bootstrap.")] = 0,
     into: Annotated[Path | None, typer.Option("--out", help="Folder of the study; RUN/causal if left out.")] = None,
     batch_tokens: BatchTokens = 8192,
@@ -63,6 +68,8 @@ def intervene(
 
     A study that was interrupted goes on where it stopped when the command is repeated.
     """
+    from dataclasses import replace
+
     from ling_probe.causal import plan_study
     from ling_probe.run import Run
 
@@ -72,6 +79,7 @@ def intervene(
         study, load = plan_study(
             run, labels=label, kinds=kinds, numbers=dose or (4,), values=value or (), draws=draws, seed=seed
         )
+    study = replace(study, written=generate, written_draws=generate_draws, max_new_tokens=max_new_tokens)
     problems = read_problems(benchmark, split=split, limit=limit)
     loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
     table = _intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
@@ -80,7 +88,11 @@ def intervene(
     if missing := sorted(set(study.labels) - set(table["label"])):
         Console(stderr=True).print(f"no problem has steps of these labels: {clean(', '.join(missing))}", soft_wrap=True)
     shown = ["label", "kind", "dose", "measure", "effect", "control", "excess", "excess_low", "excess_high", "p", "q"]
-    print_frame("What changes to routing cost, in nats a token", table if as_json else table[shown], as_json=as_json)
+    print_frame(
+        "What changes to routing cost, in nats a token; solved and steps_right are shares",
+        table if as_json else table[shown],
+        as_json=as_json,
+    )
 
 
 @app.command()
