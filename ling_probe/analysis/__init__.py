@@ -45,6 +45,7 @@ from ling_probe.analysis.specialisation import (
     label_specialisation,
     surest_picked,
 )
+from ling_probe.analysis.steering_effects import steering_effects
 from ling_probe.analysis.super_experts import super_experts
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.transition import layer_transition
@@ -98,6 +99,7 @@ __all__ = [
     "script_main",
     "segment_routing",
     "shared_share",
+    "steering_effects",
     "step_similarity",
     "super_experts",
     "sure_effect",

@@ -33,6 +33,7 @@ from ling_probe.analysis.shared import SHARED_SHARE
 from ling_probe.analysis.similarity import STEP_SIMILARITY
 from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
+from ling_probe.analysis.steering_effects import STEERING_EFFECTS_OF_VECTORS
 from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.analysis.transition import LAYER_TRANSITION
 from ling_probe.analysis.usage_similarity import USAGE_SIMILARITY
@@ -52,6 +53,7 @@ ANALYSES: dict[str, Analysis] = {
         ANSWER_PREDICTION,
         RISK_DIFFERENCE,
         CAUSAL_EFFECTS_OF_ROUTING,
+        STEERING_EFFECTS_OF_VECTORS,
         # what the token has to do with it
         VOCABULARY_SPECIALISATION,
         TOKEN_OVERLAP,

@@ -49,6 +49,7 @@ from ling_probe.charts.specialisation import (
     specialisation_volcano,
     token_shares,
 )
+from ling_probe.charts.steering import steering_curves, steering_figures
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape
 from ling_probe.charts.tokens import (
@@ -104,6 +105,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "logit_attribution": lambda table, _: [attribution_lines(table), attribution_scatter(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
     "causal_effects": lambda table, _: causal_figures(table),
+    "steering_effects": lambda table, _: steering_figures(table),
     "routing_churn": lambda table, _: [churn_lines(table)],
     "prompt_rollout": lambda table, _: [rollout_lines(table)],
     "layer_transition": lambda table, _: [
@@ -171,6 +173,8 @@ __all__ = [
     "specialisation_bars",
     "specialisation_heatmap",
     "specialisation_volcano",
+    "steering_curves",
+    "steering_figures",
     "stretch_lines",
     "token_shares",
     "token_test",

@@ -1,8 +1,9 @@
 """Commands that change a model: its routing, its routers, all of it."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -29,11 +30,10 @@ from ling_probe.cli.showing import clean, out, print_frame, print_rows
 from ling_probe.errors import UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Callable, Iterator
 
-    from ling_probe.benchmarks import Record
-    from ling_probe.causal import Study
-    from ling_probe.model.load import LoadedLing
+    from ling_probe.run import Run
+    from ling_probe.steering import SteeringVector
 
 
 @app.command()
@@ -70,6 +70,7 @@ def intervene(
     """
     from dataclasses import replace
 
+    from ling_probe.causal import intervene as change
     from ling_probe.causal import plan_study
     from ling_probe.run import Run
 
@@ -82,7 +83,9 @@ def intervene(
     study = replace(study, written=generate, written_draws=generate_draws, max_new_tokens=max_new_tokens)
     problems = read_problems(benchmark, split=split, limit=limit)
     loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
-    table = _intervened(loaded, list(problems.records), study, load, into or folder / "causal", batch_tokens)
+    records, home = list(problems.records), into or folder / "causal"
+    with _progress("changing") as told:
+        table = change(loaded, records, study, load, home, batch_tokens=batch_tokens, progress=told)
     if problems.name == run.manifest.benchmark.get("name") and split == run.manifest.benchmark.get("split") and not as_json:
         out.print("note: experts were picked on these same problems; another --split gives effects on others", soft_wrap=True)
     if missing := sorted(set(study.labels) - set(table["label"])):
@@ -93,6 +96,67 @@ def intervene(
         table if as_json else table[shown],
         as_json=as_json,
     )
+
+
+@app.command()
+def steer(
+    model: Model,
+    benchmark: BenchmarkName,
+    folder: Annotated[Path, typer.Option("--run", help="The run that the vector is made of.", metavar="RUN")],
+    toward: Annotated[
+        str | None, typer.Option(help="A step label, a family, or right or wrong; left out with --against.")
+    ] = None,
+    away: Annotated[str | None, typer.Option(help="Another of the same kind; all the others if left out.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Steer towards all of --run and away from all of this run.", metavar="RUN")
+    ] = None,
+    split: Split = "test",
+    limit: Limit = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="What the vector's largest value adds to a choice score; repeatable (±0.02, ±0.05, ±0.1)."),
+    ] = None,
+    experts: Annotated[int | None, typer.Option(help="Steer with the so many largest values alone.", min=1)] = None,
+    draws: Annotated[int, typer.Option(help="Vectors of the same values given to other experts.", min=1)] = 49,
+    generate: Generate = 100,
+    generate_draws: GenerateDraws = 9,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a solution that the model writes.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="Of the draws and the bootstrap.")] = 0,
+    batch_tokens: BatchTokens = 8192,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Make a vector of router biases from a run, and try it on other problems beside vectors of the same values elsewhere.
+
+    The vector and what it does are kept in RUN/steering; capture --steer FILE applies it. A trial that was interrupted goes on
+    where it stopped when the command is repeated.
+    """
+    from ling_probe.run import Run
+    from ling_probe.steering import STRENGTHS, Trial, held_out, vector_folder
+    from ling_probe.steering import steer as try_vector
+
+    run = Run.open(folder)
+    with Console(stderr=True).status("contrasting"):
+        vector = _vector(run, toward, away, against, seed)
+    vector = vector if experts is None else vector.strongest(experts)
+    home = vector_folder(folder, vector, experts)
+    vector.save(home / "vector.json")
+    records = held_out(read_problems(benchmark, split=split, limit=limit).records, run.sequences["sequence_id"].tolist())
+    loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
+    trial = Trial(
+        strengths=tuple(strength or STRENGTHS), draws=draws, written=generate, written_draws=generate_draws,
+        max_new_tokens=max_new_tokens, seed=seed,
+    )  # fmt: skip
+    with _progress("steering") as told:
+        table = try_vector(loaded, records, vector, trial, home, batch_tokens=batch_tokens, progress=told)
+    if not as_json:
+        out.print(f"vector    {home / 'vector.json'}", soft_wrap=True)
+        out.print(f"the same in two halves of the problems to a correlation of {vector.reliability:.2f}")
+    shown = ["strength", "measure", "effect", "control", "excess", "excess_low", "excess_high", "p", "q", "p_unchanged"]
+    title = f"Steering towards {clean(vector.toward)}, away from {clean(vector.away)}"
+    print_frame(title, table if as_json else table[shown], as_json=as_json, rows=len(table))
 
 
 @app.command()
@@ -181,15 +245,22 @@ def train(
     out.print(f"saved to {folder}", soft_wrap=True)
 
 
-def _intervened(
-    loaded: "LoadedLing", records: "list[Record]", study: "Study", load: dict[int, Any], folder: Path, batch_tokens: int
-) -> "pd.DataFrame":
+def _vector(run: "Run", toward: str | None, away: str | None, against: Path | None, seed: int) -> "SteeringVector":
+    from ling_probe.run import Run
+    from ling_probe.steering import run_vector, steering_vector
+
+    if (toward is None) == (against is None) or (against and away):
+        raise UsageError("name what to steer to: --toward CLASS (and perhaps --away CLASS), or --against RUN")
+    if against:
+        return run_vector(run, Run.open(against), seed=seed)
+    return steering_vector(run, str(toward), away=away, seed=seed)
+
+
+@contextmanager
+def _progress(name: str) -> "Iterator[Callable[[int, int], None]]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ling_probe.causal import intervene
-
-    columns = (TextColumn("changing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("changing", total=None)
-        told = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-        return intervene(loaded, records, study, load, folder, batch_tokens=batch_tokens, progress=told)
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ling_probe.activations import ActivationSpec
     from ling_probe.benchmarks import Benchmark
     from ling_probe.chat import Chat
+    from ling_probe.interventions import Intervention
     from ling_probe.model.load import LoadedLing
     from ling_probe.run import Run, Shard
 
@@ -92,6 +93,17 @@ def chat_of(system: str) -> "Chat":
     from ling_probe.chat import Chat
 
     return Chat(system)
+
+
+def steered(vector: Path | None, strength: float | None) -> "tuple[Intervention, ...]":
+    """The interventions of a steering vector's file, if one is asked for."""
+    if (vector is None) != (strength is None):
+        raise UsageError("a steering vector and a strength go together: --steer FILE --strength 0.05")
+    if vector is None or strength is None:
+        return ()
+    from ling_probe.steering import SteeringVector
+
+    return SteeringVector.read(vector).interventions(strength)
 
 
 def loaded_model(

@@ -20,6 +20,9 @@ from ling_probe.errors import RunError
 
 CAUSAL_EFFECTS = Path("causal", "effects.parquet")
 """Table of a causal study in the folder of the run that its experts were picked in."""
+STEERING = Path("steering")
+"""Folder of the steering vectors made of a run, one folder each, with the table of what it does."""
+STEERING_EFFECTS = "effects.parquet"
 LOCK = "run.lock"
 """File in a run folder that is locked while a process writes; it goes when the writer is done."""
 
