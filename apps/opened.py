@@ -20,7 +20,7 @@ from ling_probe.run import Run
 Source = tuple[str, str]
 """Folder of a run and the digest of its manifest: what tables are cached by."""
 
-CLEARED_WITH_RUN = ("family", "answers", "problem", "layer", "from", "token", "expert")
+CLEARED_WITH_RUN = ("family", "answers", "problem", "layer", "from", "token", "expert", "experts")
 
 
 def root() -> Path:

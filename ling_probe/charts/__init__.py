@@ -31,6 +31,7 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
+from ling_probe.charts.laboratory import moved_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -154,6 +155,7 @@ __all__ = [
     "information_lines",
     "load_heatmap",
     "margin_lines",
+    "moved_heatmap",
     "norm_rank_lines",
     "norm_strip",
     "overlap_lines",

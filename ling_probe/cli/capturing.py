@@ -34,7 +34,9 @@ from ling_probe.cli.options import (
     Revision,
     RunFolder,
     Split,
+    Steer,
     StepsName,
+    Strength,
 )
 from ling_probe.cli.showing import (
     clean,
@@ -120,10 +122,8 @@ def capture(
     ] = StepsName.auto,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the checkpoint's own chat template.")] = False,
     system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
-    steer: Annotated[
-        Path | None, typer.Option(help="Steer with this vector, which ling-probe steer made, at --strength.", metavar="FILE")
-    ] = None,
-    strength: Annotated[float | None, typer.Option(help="With --steer: what its largest value adds to a choice score.")] = None,
+    steer: Steer = None,
+    strength: Strength = None,
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     redo_damaged: Annotated[

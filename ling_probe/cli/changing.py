@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ling_probe.cli.app import app
-from ling_probe.cli.opening import check_out, loaded_model, read_problems
+from ling_probe.cli.opening import check_out, loaded_model, parsed_changes, read_problems, steered
 from ling_probe.cli.options import (
     BatchTokens,
     BenchmarkName,
@@ -24,6 +24,8 @@ from ling_probe.cli.options import (
     Model,
     Revision,
     Split,
+    Steer,
+    Strength,
     Tunable,
 )
 from ling_probe.cli.showing import clean, out, print_frame, print_rows
@@ -157,6 +159,52 @@ def steer(
     shown = ["strength", "measure", "effect", "control", "excess", "excess_low", "excess_high", "p", "q", "p_unchanged"]
     title = f"Steering towards {clean(vector.toward)}, away from {clean(vector.away)}"
     print_frame(title, table if as_json else table[shown], as_json=as_json, rows=len(table))
+
+
+@app.command("try")
+def try_(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What the model completes; a shell's $'...' can end it with a new line.")],
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="An expert that cannot be chosen; repeatable.", metavar="L.E")
+    ] = None,
+    silence: Annotated[list[str] | None, typer.Option(help="An expert that adds nothing; repeatable.", metavar="L.E")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="An expert that is always chosen; repeatable.", metavar="L.E")] = None,
+    bias: Annotated[
+        list[str] | None, typer.Option(help="An expert whose choice score is raised; repeatable.", metavar="L.E=VALUE")
+    ] = None,
+    steer: Steer = None,
+    strength: Strength = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.", min=1, max=4096)] = 128,
+    device: Device = "auto",
+    dtype: Dtype = DtypeName.auto,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Complete one prompt with and without a change to routing, and compare text, routing and loss."""
+    from ling_probe.laboratory import try_change
+
+    changes = [*parsed_changes(exclude or (), silence or (), force or (), bias or ()), *steered(steer, strength)]
+    if not changes:
+        raise UsageError("name a change: --exclude, --silence, --force or --bias LAYER.EXPERT, or --steer FILE --strength 0.05")
+    loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
+    with Console(stderr=True).status("writing"):
+        found = try_change(loaded, prompt, changes, max_new_tokens=max_new_tokens, seconds=3600)
+    told = {
+        "before": found.before, "after": found.after, "same": found.before == found.after,
+        "loss_before": found.loss_before, "loss_after": found.loss_after,
+    }  # fmt: skip
+    if as_json:
+        print_rows("", [{"table": "text"} | told], as_json=True)
+        print_frame("", found.layers.assign(table="layers"), as_json=True)
+        return
+    for name in ("before", "after"):
+        out.print(f"\n{name}")
+        for line in str(told[name]).splitlines():
+            out.print(f"  {clean(line)}", soft_wrap=True)
+    out.print("\nthe same text" if told["same"] else "\nanother text", soft_wrap=True)
+    out.print(f"loss on the text before: {found.loss_before:.4f} nats a token, under the change {found.loss_after:.4f}")
+    print_frame("Choices moved on the text before", found.layers, as_json=False)
 
 
 @app.command()

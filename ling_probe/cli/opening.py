@@ -106,6 +106,30 @@ def steered(vector: Path | None, strength: float | None) -> "tuple[Intervention,
     return SteeringVector.read(vector).interventions(strength)
 
 
+def parsed_changes(
+    exclude: Sequence[str], silence: Sequence[str], force: Sequence[str], bias: Sequence[str]
+) -> "list[Intervention]":
+    """Changes to routing named by LAYER.EXPERT, for bias with =VALUE; one intervention a layer, kind and value."""
+    from ling_probe.interventions import Intervention
+
+    cells: dict[tuple[str, int, float], list[int]] = {}
+    for kind, words in (("exclude", exclude), ("silence", silence), ("force", force), ("bias", bias)):
+        for word in words:
+            where, equals, value = word.partition("=")
+            layer, dot, expert = where.partition(".")
+            try:
+                if not dot or bool(equals) != (kind == "bias"):
+                    raise ValueError
+                cells.setdefault((kind, int(layer), float(value or 0)), []).append(int(expert))
+            except ValueError:
+                form = "LAYER.EXPERT=VALUE, as in 3.5=0.1" if kind == "bias" else "LAYER.EXPERT, as in 3.5"
+                raise UsageError(f'--{kind} "{word}" names no expert; write {form}') from None
+    return [
+        Intervention.from_dict({"kind": kind, "layer": layer, "experts": tuple(experts), "value": value})
+        for (kind, layer, value), experts in cells.items()
+    ]
+
+
 def loaded_model(
     name: str, revision: str | None, device: str, dtype: DtypeName, *, quiet: bool = False, stream: bool = False
 ) -> "LoadedLing":

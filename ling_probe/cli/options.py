@@ -80,6 +80,10 @@ Generate = Annotated[
     typer.Option(help="Let the model also solve so many problems itself under each change, greedily; 0 reads alone.", min=0),
 ]
 GenerateDraws = Annotated[int, typer.Option(help="With --generate: so many of the matched draws solve them too.", min=1)]
+Steer = Annotated[
+    Path | None, typer.Option(help="Steer with this vector, which ling-probe steer made, at --strength.", metavar="FILE")
+]
+Strength = Annotated[float | None, typer.Option(help="With --steer: what its largest value adds to a choice score.")]
 
 
 class CacheDtypeName(StrEnum):
