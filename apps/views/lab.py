@@ -16,7 +16,9 @@ from ling_probe.run import Run
 from ling_probe.shipping import shipped_models
 
 # Comments, for Streamlit would print a string that stands alone.
+Asked = tuple[str, str, tuple[Intervention, ...], int]  # model, prompt, changes, tokens
 MOST_TOKENS = 256
+MOST_LETTERS = 8000
 SECONDS = 120.0
 KINDS = {
     "exclude": "exclude: cannot be chosen, the next best steps in",
@@ -89,10 +91,11 @@ def choose_value(kind: str) -> float:
     return value
 
 
-def try_it(name: str, run: Run, prompt: str, changes: list[Intervention], tokens: int) -> None:
+def try_it(asked: Asked, run: Run) -> None:
     # Run when the button is pressed; nothing of the model's libraries is imported before.
     from ling_probe.laboratory import try_change
 
+    name, prompt, changes, tokens = asked
     try:
         model = loaded(name)
         with st.spinner("Writing twice"):
@@ -102,11 +105,7 @@ def try_it(name: str, run: Run, prompt: str, changes: list[Intervention], tokens
         st.error(markdown(str(error)))
         return
     same = model.digest == run.manifest.model.get("digest")
-    st.session_state["lab"] = {"asked": asked(name, prompt, changes, tokens), "outcome": outcome, "own": same}
-
-
-def asked(name: str, prompt: str, changes: list[Intervention], tokens: int) -> tuple[Any, ...]:
-    return name, prompt, tuple(changes), tokens
+    st.session_state["lab"] = {"asked": asked, "run": run.folder, "outcome": outcome, "own": same}
 
 
 def show(outcome: Any, own: bool) -> None:
@@ -164,16 +163,16 @@ def lab(source: opened.Source) -> None:
         experts = choose_experts(run)
     value = choose_value(kind)
     complete()
-    prompt = st.text_area("Prompt", given, key=f"prompt-{chosen('problem')}", max_chars=4000)
+    prompt = st.text_area("Prompt", given[:MOST_LETTERS], key=f"prompt-{chosen('problem')}", max_chars=MOST_LETTERS)
     tokens = st.slider("New tokens, at most", 16, MOST_TOKENS, 128, step=16)
     if not experts:
         st.info("Choose an expert to change.")
         return
-    changes = [Intervention(kind=kind, layer=layer, experts=tuple(experts), value=value)]
+    asked = name, prompt, (Intervention(kind=kind, layer=layer, experts=tuple(experts), value=value),), tokens
     if st.button("Write with and without the change", type="primary"):
-        try_it(name, run, prompt, changes, tokens)
-    if found := st.session_state.get("lab"):
-        if found["asked"] != asked(name, prompt, changes, tokens):
+        try_it(asked, run)
+    if (found := st.session_state.get("lab")) and found["run"] == run.folder:
+        if found["asked"] != asked:
             st.warning("The settings have changed since; this is what those before did. Press the button to try these.")
         show(found["outcome"], found["own"])
 
