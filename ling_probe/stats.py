@@ -65,6 +65,19 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
+def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """95 % interval of the change of a share, from n paired outcomes of which so many changed (Agresti and Min 2005).
+
+    Unlike a bootstrap's it does not shrink to a point where nothing changed.
+
+    >>> [round(bound, 3) for bound in paired_interval(0, 0, 20)]
+    [-0.089, 0.089]
+    """
+    b, c, n_more = lost + 0.5, gained + 0.5, n + 2
+    half = stats.norm.ppf(0.975) * np.sqrt(b + c - (c - b) ** 2 / n_more) / n_more
+    return float((c - b) / n_more - half), float((c - b) / n_more + half)
+
+
 def rank_p(value: float, others: Float64[np.ndarray, " D"], *, side: int = 0) -> float:
     """P of a value among others that it is exchangeable with if the claim is false; it counts among them.
 

@@ -34,7 +34,7 @@ from ling_probe.cli import app
 from ling_probe.errors import InterventionError, RunError, UsageError
 from ling_probe.interventions import silence
 from ling_probe.run import Run
-from ling_probe.stats import rank_p
+from ling_probe.stats import paired_interval, rank_p
 
 LOAD = {1: np.arange(16) ** 2, 2: np.arange(16) ** 2}
 TARGET = Target(label="add", kind="silence", experts=((1, 3), (2, 5)))
@@ -248,11 +248,21 @@ def test_shares_of_what_the_model_writes_itself():
     assert (solved["measure"], steps["measure"]) == ("solved", "steps_right")
     assert solved["effect"] == pytest.approx(-2 / 6)
     assert solved["control"] == pytest.approx(-1 / 12)
-    assert solved["ci_low"] <= solved["effect"] <= solved["ci_high"]
+    assert (solved["ci_low"], solved["ci_high"]) == paired_interval(3, 1, 6)
+    assert solved["excess_high"] - solved["excess_low"] >= solved["ci_high"] - solved["ci_low"]
     assert solved["p_unchanged"] == pytest.approx(2 * (1 + 4) / 2**4)
     assert solved["p"] == pytest.approx(1 / 3)
     assert (steps["effect"], steps["control"]) == (pytest.approx(-0.25), 0)
     assert np.isnan(steps["p_unchanged"])
+
+
+def test_intervals_of_paired_outcomes_hold_the_truth():
+    rng = np.random.default_rng(0)
+    for n, odds in ((20, (0.02, 0.02)), (60, (0.1, 0.05)), (60, (0.0, 0.2))):
+        counts = rng.multinomial(n, [*odds, 1 - sum(odds)], size=600)
+        bounds = np.array([paired_interval(int(lost), int(gained), n) for lost, gained, _ in counts])
+        truth = odds[1] - odds[0]
+        assert ((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean() > 0.92
 
 
 def test_ranks_of_exchangeable_values_are_uniform():

@@ -76,18 +76,31 @@ def written_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a measure: how a share changes, beside how matched changes change it (`compared`).
 
-    `before` is the model as it is. `p` is the rank among the matched draws; `p_unchanged` is, for solved problems, exact and
-    two-sided of as many lost as gained (McNemar 1947).
+    `before` is the model as it is. `p` is the rank among the matched draws. For solved problems `p_unchanged` is exact and
+    two-sided of as many lost as gained (McNemar 1947), the interval is `stats.paired_interval`, and that of the excess is no
+    narrower: where nothing changed a bootstrap has no width.
     """
     weights = problem_weights(len(before["solved"]), draws=draws, seed=seed)
     for name in measures:
         effect, *others = (_share(name, each, weights) - _share(name, before, weights) for each in (target, *controls))
         control = np.stack(others)
-        lost = ((before["solved"] > target["solved"]).sum(), (before["solved"] < target["solved"]).sum())
-        yield {"measure": name, "problems": len(before["solved"])} | compared(effect, control, seed=seed) | {
-            "p": rank(float(effect[0]), control[:, 0]),
-            "p_unchanged": stats.mcnemar_p(*map(int, lost)) if name == SOLVED else np.nan,
-        }  # fmt: skip
+        row = compared(effect, control, seed=seed) | {"p": rank(float(effect[0]), control[:, 0]), "p_unchanged": np.nan}
+        yield {"measure": name, "problems": len(before["solved"])} | (_paired(row, before, target) if name == SOLVED else row)
+
+
+def _paired(row: dict[str, Any], before: Written, target: Written) -> dict[str, Any]:
+    """A row of solved problems with what pairs say."""
+    old, new = before["solved"], target["solved"]
+    lost, gained = int((old > new).sum()), int((old < new).sum())
+    low, high = stats.paired_interval(lost, gained, len(old))
+    half = (high - low) / 2
+    return row | {
+        "ci_low": low,
+        "ci_high": high,
+        "excess_low": min(row["excess_low"], row["excess"] - half),
+        "excess_high": max(row["excess_high"], row["excess"] + half),
+        "p_unchanged": stats.mcnemar_p(lost, gained),
+    }
 
 
 def _share(name: str, written: Written, weights: Float64[np.ndarray, "B P"]) -> Float64[np.ndarray, " B"]:

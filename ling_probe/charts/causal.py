@@ -49,10 +49,12 @@ def dose_curves(table: pd.DataFrame, kind: str) -> go.Figure:
             band, line = lines_with_intervals([f"{dose:g}" for dose in mine["dose"]], mine, columns, name, colour)
             figure.add_trace(band, row=1, col=place)
             figure.add_trace(line.update(showlegend=place == 1), row=1, col=place)
-    figure.update_xaxes(title="value" if kind == "bias" else "experts", type="category")
+    figure.update_xaxes(title="value" if kind == "bias" else "experts", type="linear")
     figure.update_yaxes(title="selectivity, nats a token", col=1)
     figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"})
-    return styled(figure, f"Does more of it do more? ({kind})", height=420).update_layout(margin_t=90, legend_y=1.08)
+    return styled(figure, f"Does more of it do more? ({kind})", height=420).update_layout(
+        margin_t=110, legend_y=1.12, title_y=0.97
+    )
 
 
 def _bars(table: pd.DataFrame, measures: tuple[tuple[str, str], ...], title: str, x: str, shown: str) -> go.Figure:
@@ -77,6 +79,7 @@ def _points(
         x=rows[middle].to_numpy(),
         y=names,
         mode="markers",
+        orientation="h",
         name=title,
         marker={"color": colour, "symbol": symbol, "size": 9},
         error_x={

@@ -39,7 +39,7 @@ def steering_curves(table: pd.DataFrame) -> go.Figure:
             figure.add_trace(band, **where)
             figure.add_trace(line.update(showlegend=place == 0), **where)
         figure.update_yaxes(tickformat=MEASURES[measure][1], **where)
-        figure.update_xaxes(title="strength" if place >= len(shown) - columns else "", type="category", **where)
+        figure.update_xaxes(title="strength" if place >= len(shown) - columns else "", type="linear", **where)
     figure.add_hline(y=0, line={"color": MUTED, "dash": "dash"})
     first = table.iloc[0]
     title = f"What does steering towards {escape(str(first['toward']))}, away from {escape(str(first['away']))}, change?"
