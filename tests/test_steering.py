@@ -245,9 +245,9 @@ def test_refusals(small_ling, records, tmp_path):
         steer(small_ling, records, random_vector(), Trial(strengths=(0.0,)), tmp_path)
     with pytest.raises(UsageError, match="the vector steers random, whose layers and experts are others than those of random"):
         steer(small_ling, records, made({1: [0.1] * 16}), Trial(), tmp_path)
-    assert held_out(records, [records[0].id]) == records[1:]
+    assert held_out(records, [records[0].prompt]) == records[1:]
     with pytest.raises(UsageError, match="all 8 problems stand in the run that the vector is made of"):
-        held_out(records, [each.id for each in records])
+        held_out(records, [each.prompt for each in records])
     assert 0 not in STRENGTHS
 
 

@@ -145,7 +145,7 @@ def steer(
     vector = vector if experts is None else vector.strongest(experts)
     home = vector_folder(folder, vector, experts)
     vector.save(home / "vector.json")
-    records = held_out(read_problems(benchmark, split=split, limit=limit).records, run.sequences["sequence_id"].tolist())
+    records = held_out(read_problems(benchmark, split=split, limit=limit).records, run.sequences["prompt"].tolist())
     loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
     trial = Trial(
         strengths=tuple(strength or STRENGTHS), draws=draws, written=generate, written_draws=generate_draws,

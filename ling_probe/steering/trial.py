@@ -109,14 +109,14 @@ def steer(
     return table
 
 
-def held_out(records: Sequence[Record], seen: Sequence[str]) -> list[Record]:
-    """Records that are not among those a vector was made of, by id.
+def held_out(records: Sequence[Record], prompts: Sequence[str]) -> list[Record]:
+    """Records whose prompt is not among those that a vector was made of.
 
     Raises:
         UsageError: All are.
     """
-    known = set(seen)
-    others = [record for record in records if record.id not in known]
+    known = set(prompts)
+    others = [record for record in records if record.prompt not in known]
     if not others:
         raise UsageError(
             f"all {len(records)} problems stand in the run that the vector is made of; name another benchmark or --split"

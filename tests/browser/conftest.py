@@ -1,5 +1,6 @@
 """The explorer's server on a folder of runs, and tabs whose console must stay without errors."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def tab(chromium):
 
     def listen(message) -> None:
         # Streamlit asks beside the page first when its address has a path, and then at the root.
-        expected = "/tokens/_stcore/" in message.location["url"]
+        expected = re.search(r"//[^/]+/\w+/_stcore/", message.location["url"])
         if message.type == "error" and not expected:
             troubles.append(message.text)
 
