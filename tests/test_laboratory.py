@@ -109,7 +109,7 @@ def test_the_command_tries_a_change(asked, outcome):
     assert [row["moved"] for row in layers] == pytest.approx(outcome.layers["moved"].tolist())
     shown = asked(*words)
     assert "another text" in shown
-    assert f"loss on the text before: {outcome.loss_before:.4f} nats a token" in shown
+    assert f"loss on the text before: {outcome.loss_before:.3g} nats a token" in shown
     assert "the same text" in asked("--bias", "1.3=1e-12")
 
 

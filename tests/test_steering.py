@@ -12,10 +12,12 @@ from ling_probe.analysis.classified import PLACES
 from ling_probe.benchmarks import read_benchmark
 from ling_probe.capture import capture
 from ling_probe.causal import CONDITIONS, Solutions
+from ling_probe.causal.written import written_rows
 from ling_probe.charts import FIGURES
 from ling_probe.cli import app
 from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
+from ling_probe.stats import benjamini_hochberg, rank_p
 from ling_probe.steering import SteeringVector, Trial, held_out, run_vector, steer, steering_vector, vector_folder
 from ling_probe.steering.trial import STRENGTHS
 
@@ -276,6 +278,30 @@ def test_the_finding_tells_a_gain_from_none():
     read = rows(measure="own", excess=-0.1, excess_low=-0.15, excess_high=-0.08, effect=-0.1)
     assert (ask(read).verdict, ask(read).effect, ask(read).ci_low) == (Verdict.SUPPORTED, 0.1, 0.08)
     assert ask(read.assign(excess=0.1, excess_low=0.08, excess_high=0.15)).verdict is Verdict.NOT_SUPPORTED
+
+
+def simulated(rng, gain, n=60):
+    """The table of a trial in which every vector changes every twentieth answer by chance, and the one tried some more."""
+    base, rows = (rng.random(n) < 0.5).astype(float), []
+
+    def written(share):
+        solved = np.where(rng.random(n) < 0.05, 1 - base, base)
+        solved = np.maximum(solved, rng.random(n) < share)
+        return dict.fromkeys(("problems", "judged", "right", "steps", "own"), np.ones(n)) | {"solved": solved}
+
+    for strength in STRENGTHS:
+        before, others = written(0) | {"solved": base}, [written(0) for _ in range(9)]
+        found = written_rows(before, written(gain), others, rank_p, measures=["solved"], draws=200, seed=0)
+        rows += [{"toward": "add", "away": "others", "strength": strength} | row for row in found]
+    table = pd.DataFrame(rows)
+    return table.assign(q=1.0, q_unchanged=benjamini_hochberg(table["p_unchanged"].to_numpy()))
+
+
+def test_no_gain_is_rarely_taken_for_one_and_a_gain_is_found():
+    rng, ask = np.random.default_rng(0), ANALYSES["steering_effects"].finding
+    null = [ask(simulated(rng, 0.0)).verdict for _ in range(50)]
+    assert null.count(Verdict.SUPPORTED) <= 4
+    assert [ask(simulated(rng, 0.5)).verdict for _ in range(5)] == [Verdict.SUPPORTED] * 5
 
 
 def asked(*words):

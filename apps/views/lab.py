@@ -113,8 +113,8 @@ def show(outcome: Any, own: bool) -> None:
         st.info("This model's weights are not those that the run was made with.")
     verdict = "The text stays the same." if outcome.before == outcome.after else "The text becomes another."
     values = {
-        "loss on the old text": f"{outcome.loss_before:.4f} nats a token",
-        "the same under the change": f"{outcome.loss_after:.4f} nats a token",
+        "loss on the old text": f"{outcome.loss_before:.3g} nats a token",
+        "the same under the change": f"{outcome.loss_after:.3g} nats a token",
     }
     st.html(block(element("h2", verdict), facts(values)))
     left, right = st.columns(2)

@@ -22,6 +22,7 @@ class Editor:
         self._gates = loaded.gates()
         self._interventions = tuple(interventions)
         self._cover: dict[Intervention, torch.Tensor] = {}
+        """Tokens that an intervention acts on; one without a place here acts on all."""
         self._device = loaded.native.device
 
     @property
@@ -48,7 +49,7 @@ class Editor:
     @contextmanager
     def inside(self, layouts: Sequence[Layout], width: int) -> Iterator[None]:
         """Edit the covered tokens of a right-padded batch while the block runs."""
-        self._cover = {each: self._covered(each, layouts, width) for each in self._interventions}
+        self._cover = {each: self._covered(each, layouts, width) for each in self._interventions if _scoped(each)}
         with self._attached():
             yield
 

@@ -145,7 +145,8 @@ def steer(
     vector = vector if experts is None else vector.strongest(experts)
     home = vector_folder(folder, vector, experts)
     vector.save(home / "vector.json")
-    records = held_out(read_problems(benchmark, split=split, limit=limit).records, run.sequences["prompt"].tolist())
+    prompts = [prompt for each in (run, *([Run.open(against)] if against else [])) for prompt in each.sequences["prompt"]]
+    records = held_out(read_problems(benchmark, split=split, limit=limit).records, prompts)
     loaded = loaded_model(model, revision, device, dtype, quiet=as_json)
     trial = Trial(
         strengths=tuple(strength or STRENGTHS), draws=draws, written=generate, written_draws=generate_draws,
@@ -203,7 +204,7 @@ def try_(
         for line in str(told[name]).splitlines():
             out.print(f"  {clean(line)}", soft_wrap=True)
     out.print("\nthe same text" if told["same"] else "\nanother text", soft_wrap=True)
-    out.print(f"loss on the text before: {found.loss_before:.4f} nats a token, under the change {found.loss_after:.4f}")
+    out.print(f"loss on the text before: {found.loss_before:.3g} nats a token, under the change {found.loss_after:.3g}")
     print_frame("Choices moved on the text before", found.layers, as_json=False)
 
 

@@ -40,7 +40,7 @@ def test_a_change_is_tried(server, tab, outcome):
     settle(page)
     before, after = page.locator(".written").all_inner_texts()
     assert (before.strip(), after.strip()) == (outcome.before.strip(), outcome.after.strip())
-    assert f"{outcome.loss_after:.4f} nats a token" in page.locator("dl").all_inner_texts()[-1]
+    assert f"{outcome.loss_after:.3g} nats a token" in page.locator("dl").all_inner_texts()[-1]
     rows = [row.locator("td").all_inner_texts() for row in page.locator("table tbody tr").all()]
     assert rows == [[str(row.layer), f"{row.moved:.1%}", f"{row.touched:.1%}"] for row in outcome.layers.itertuples()]
     assert page.locator(".js-plotly-plot").count() == 1
