@@ -95,7 +95,7 @@ def _moved(table: pd.DataFrame, best: pd.Series) -> str:
 
 STEERING_EFFECTS_OF_VECTORS = Analysis(
     function=steering_effects,
-    question="Can the model be steered through its routers' bias?",
+    question="Can the model be steered through the bias of its routers?",
     claim="A vector of how two classes of text route, added to the choice scores, helps more than its values elsewhere do.",
     method=(
         "The vector is the difference of how often the same tokens choose an expert in two classes of text; times a strength "
