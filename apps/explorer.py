@@ -1,6 +1,6 @@
-"""The explorer: look at captured runs in a browser. It reads runs and loads no model.
+"""The explorer: look at captured runs in a browser. It reads runs; the Lab loads a model, when asked.
 
-streamlit run apps/explorer.py --server.address 127.0.0.1 --browser.gatherUsageStats false -- RUN_OR_FOLDER
+streamlit run apps/explorer.py --server.address 127.0.0.1 --browser.gatherUsageStats false -- RUN_OR_FOLDER [MODEL ...]
 """
 
 import streamlit as st
@@ -21,6 +21,7 @@ page = st.navigation(
         st.Page("views/balance.py", title="Balance"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/steps.py", title="Steps"),
+        st.Page("views/lab.py", title="Lab"),
     ]
 )
 st.html(STYLE)

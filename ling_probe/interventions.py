@@ -156,10 +156,13 @@ def check_all(interventions: Sequence[Intervention], spec: ModelSpec) -> None:
     """
     for intervention in interventions:
         check(intervention, spec)
-        near = [other for other in interventions if _may_meet(intervention, other)]
+    # A bias or a silenced expert meets no limit, and a steering vector is thousands of biases.
+    limited = [each for each in interventions if each.kind in ("exclude", "force")]
+    for intervention in limited:
+        near = [other for other in limited if _may_meet(intervention, other)]
         _check_room(_experts("exclude", near), intervention.layer, spec)
         _check_forced(_experts("force", near), intervention.layer, spec)
-    for one, other in combinations(interventions, 2):
+    for one, other in combinations(limited, 2):
         shared = set(one.experts) & set(other.experts)
         if {one.kind, other.kind} == {"exclude", "force"} and shared and _may_meet(one, other):
             raise InterventionError(f"expert {min(shared)} of layer {one.layer} is both excluded and forced; keep one of them")

@@ -18,3 +18,8 @@ def app_path(name: str) -> Path:
         if (path := home / "apps" / name).is_file():
             return path
     raise UsageError(f"this installation lacks apps/{name}; install ling-probe again")
+
+
+def shipped_models() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return sorted(path.parent.name for path in (_PACKAGE / "checkpoints").glob("*/config.json"))

@@ -56,6 +56,45 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tupl
     return float(found.low), float(found.high)
 
 
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Exact two-sided p of paired outcomes that changed, if either change were as likely; 1 where nothing changed.
+
+    >>> mcnemar_p(8, 1)
+    0.0390625
+    """
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """95 % interval of the change of a share, from n paired outcomes of which so many changed (Agresti and Min 2005).
+
+    Unlike a bootstrap's it does not shrink to a point where nothing changed.
+
+    >>> [round(bound, 3) for bound in paired_interval(0, 0, 20)]
+    [-0.089, 0.089]
+    """
+    b, c, n_more = lost + 0.5, gained + 0.5, n + 2
+    half = stats.norm.ppf(0.975) * np.sqrt(b + c - (c - b) ** 2 / n_more) / n_more
+    return float((c - b) / n_more - half), float((c - b) / n_more + half)
+
+
+def rank_p(value: float, others: Float64[np.ndarray, " D"], *, side: int = 0) -> float:
+    """P of a value among others that it is exchangeable with if the claim is false; it counts among them.
+
+    Args:
+        value: What was seen.
+        others: The same of matched conditions.
+        side: 1 for high values, -1 for low ones, 0 for those far from the mean of all.
+
+    >>> rank_p(3.0, np.array([1.0, 2.0, 3.0]), side=1), rank_p(9.0, np.array([1.0, 2.0, 3.0]))
+    (0.5, 0.25)
+    """
+    every = np.append(others, value)
+    far = np.abs(every - every.mean()) if side == 0 else side * every
+    # The same sum in another order differs by rounding; a tie must count as at least as far.
+    return float((far >= far[-1] - 1e-12 * np.abs(far).max()).mean())
+
+
 def benjamini_hochberg(p: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
     """Smallest false discovery rate at which each test counts as a discovery; NaN stays NaN and is no test.
 

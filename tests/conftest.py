@@ -12,6 +12,24 @@ install_import_hook("ling_probe.routing", "beartype.beartype")
 from synthetic import synthetic_run  # noqa: E402
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """The tokenizer of ling-tiny."""
+    from transformers import AutoTokenizer
+
+    from ling_probe.tokenizer import build_tokenizer
+
+    return AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="session")
+def small_ling(tokenizer):
+    """A random model for tests that leave it as it is."""
+    from small_model import random_ling
+
+    return random_ling(tokenizer)
+
+
 @pytest.fixture
 def make_run(tmp_path):
     """Make a synthetic run in a fresh folder; arguments as for `synthetic_run`."""

@@ -5,38 +5,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from test_causal import SIZES
-from transformers import AutoTokenizer
+from small_model import random_ling
 from typer.testing import CliRunner
 
 from ling_probe.adapt import DELTA, Adaptation, adapt, add_delta, task_problems, tuned_parameters
 from ling_probe.benchmarks import read_benchmark
 from ling_probe.cli import app
 from ling_probe.errors import CheckpointError, UsageError
-from ling_probe.model import LingConfig, LingForCausalLM
-from ling_probe.model.load import LoadedLing, load_native, verify_routing
-from ling_probe.model.modeling import gates
+from ling_probe.model.load import load_native
 from ling_probe.stepbench import shipped_prompts
-from ling_probe.tokenizer import build_tokenizer
 
 QUICK = {"steps": 4, "batch_tokens": 600, "warmup_steps": 1, "learning_rate": 3e-3}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-
-
 @pytest.fixture
 def loaded(tokenizer):
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    config = LingConfig(vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=end, attn_implementation="sdpa", **SIZES)
-    native = LingForCausalLM(config).eval()
-    for gate in gates(native).values():
-        gate.expert_bias.normal_(0, 0.3)
-    spec = config.spec("random")
-    return LoadedLing(native, tokenizer, spec, "digest", verify_routing(native, spec))
+    return random_ling(tokenizer)
 
 
 def numbers(loaded):

@@ -1,12 +1,12 @@
 import json
+from dataclasses import replace
+from functools import partial
 from unittest.mock import ANY
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from synthetic import LABELS, Planted, synthetic_run, synthetic_spec
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from ling_probe.analysis import ANALYSES, Verdict, causal_effects
@@ -28,40 +28,21 @@ from ling_probe.causal import (
 from ling_probe.causal.effects import Parts, Rises, effect_rows
 from ling_probe.causal.measure import ANSWER
 from ling_probe.causal.transplant import UNTOUCHED, Choices, draw_donors
+from ling_probe.causal.written import spread, write, written_rows
 from ling_probe.charts import FIGURES
 from ling_probe.cli import app
 from ling_probe.errors import InterventionError, RunError, UsageError
 from ling_probe.interventions import silence
-from ling_probe.model import LingConfig, LingForCausalLM
-from ling_probe.model.load import LoadedLing, verify_routing
-from ling_probe.model.modeling import gates
 from ling_probe.run import Run
-from ling_probe.tokenizer import build_tokenizer
+from ling_probe.stats import paired_interval, rank_p
 
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "first_k_dense_replace": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
-    "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "initializer_range": 0.2,
-}  # fmt: skip
 LOAD = {1: np.arange(16) ** 2, 2: np.arange(16) ** 2}
 TARGET = Target(label="add", kind="silence", experts=((1, 3), (2, 5)))
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """A random model whose bias matters."""
-    tokenizer = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    config = LingConfig(
-        vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=end, attn_implementation="sdpa",
-        experts_implementation="grouped_mm", **SIZES,
-    )  # fmt: skip
-    native = LingForCausalLM(config).eval()
-    for gate in gates(native).values():
-        gate.expert_bias.normal_(0, 0.3)
-    spec = config.spec("random")
-    return LoadedLing(native, tokenizer, spec, "digest", verify_routing(native, spec))
+def loaded(small_ling):
+    return small_ling
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +79,7 @@ def test_interventions_are_those_of_capture(loaded, records, solutions):
 
 
 def test_rises_are_sums_over_the_problems_with_such_steps(solutions):
-    parts, found = Parts(solutions, "multiply"), solutions.under(TARGET.interventions())
+    parts, found = Parts(solutions, solutions.labels == "multiply"), solutions.under(TARGET.interventions())
     rise = found.loss - solutions.unchanged.loss
     here = [place for place in range(len(solutions.records)) if "multiply" in solutions.labels[solutions.problem == place]]
     assert 0 < len(here) == parts.n_problems < len(solutions.records)
@@ -113,7 +94,7 @@ def test_rises_are_sums_over_the_problems_with_such_steps(solutions):
 
 def fake_parts(n):
     parts = object.__new__(Parts)
-    parts.n_problems, parts.members = n, dict.fromkeys(("own", "other", "answer"))
+    parts.problems, parts.members = np.arange(n), dict.fromkeys(("own", "other", "answer"))
     parts.tokens = {"own": np.full(n, 10.0), "other": np.full(n, 20.0), "answer": np.full(n, 5.0)}
     parts.units = {name: np.full(n, 2.0) for name in parts.tokens}
     return parts
@@ -250,6 +231,77 @@ def test_records_without_steps_are_refused(loaded):
         Solutions(loaded, [])
 
 
+def written(solved, judged=None, right=None, own=None):
+    n = len(solved)
+    judged = np.full(n, 2.0) if judged is None else np.array(judged, float)
+    right = judged if right is None else np.array(right, float)
+    own = np.ones(n) if own is None else own
+    return {"problems": np.ones(n), "solved": np.array(solved, float), "judged": judged, "right": right,
+            "steps": judged, "own": own}  # fmt: skip
+
+
+def test_shares_of_what_the_model_writes_itself():
+    before, target = written([1, 1, 1, 1, 0, 0]), written([0, 0, 0, 1, 1, 0], judged=[4] * 6, right=[3] * 6)
+    controls = [before, written([1, 1, 0, 1, 0, 0])]
+    rows = written_rows(before, target, controls, partial(rank_p, side=-1), draws=400, seed=2)
+    solved, steps = rows
+    assert (solved["measure"], steps["measure"]) == ("solved", "steps_right")
+    assert solved["effect"] == pytest.approx(-2 / 6)
+    assert solved["control"] == pytest.approx(-1 / 12)
+    assert (solved["ci_low"], solved["ci_high"]) == paired_interval(3, 1, 6)
+    assert solved["excess_high"] - solved["excess_low"] >= solved["ci_high"] - solved["ci_low"]
+    assert solved["p_unchanged"] == pytest.approx(2 * (1 + 4) / 2**4)
+    assert solved["p"] == pytest.approx(1 / 3)
+    assert (steps["effect"], steps["control"]) == (pytest.approx(-0.25), 0)
+    assert np.isnan(steps["p_unchanged"])
+
+
+def test_intervals_of_paired_outcomes_hold_the_truth():
+    rng = np.random.default_rng(0)
+    for n, odds in ((20, (0.02, 0.02)), (60, (0.1, 0.05)), (60, (0.0, 0.2))):
+        counts = rng.multinomial(n, [*odds, 1 - sum(odds)], size=600)
+        bounds = np.array([paired_interval(int(lost), int(gained), n) for lost, gained, _ in counts])
+        truth = odds[1] - odds[0]
+        assert ((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean() > 0.92
+
+
+def test_ranks_of_exchangeable_values_are_uniform():
+    rng = np.random.default_rng(0)
+    for side in (-1, 0, 1):
+        found = [rank_p(values[0], values[1:], side=side) for values in rng.normal(size=(2000, 20))]
+        assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.015)
+        assert np.mean(found) == pytest.approx(0.525, abs=0.02)
+
+
+def test_answers_are_those_that_generation_under_the_change_gives(loaded, records):
+    change = TARGET.interventions()
+    asked = {"max_new_tokens": 12, "keep": ("experts",)}
+    traces = list(capture(loaded, records[:4], interventions=change, **asked))
+    found = write(loaded, records[:4], change, label="add", max_new_tokens=12)["written"]
+    assert found["steps"].tolist() == [len(trace.steps) for trace in traces]
+    assert found["solved"].tolist() == [float(bool(trace.correct)) for trace in traces]
+    assert [trace.completion for trace in traces] != [trace.completion for trace in capture(loaded, records[:4], **asked)]
+
+
+def test_problems_to_write_come_from_all_of_the_list(records):
+    bare = replace(records[0], answer="")
+    assert [each.id for each in spread([bare, *records], 3)] == [records[place].id for place in (0, 6, 11)]
+    assert len(spread(records, 99)) == len(records)
+    assert spread([bare], 3) == []
+
+
+def test_a_study_that_also_writes_keeps_and_goes_on(loaded, records, tmp_path):
+    plan = Study(targets=(TARGET,), draws=3, written=2, written_draws=2, max_new_tokens=6)
+    told = []
+    whole = intervene(loaded, records, plan, LOAD, tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (4 + 4, 4 + 4)
+    assert whole["measure"].tolist() == ["own", "other", "selectivity", "answer", "solved", "steps_right"]
+    assert whole["draws"].tolist() == [3, 3, 3, 3, 2, 2]
+    assert whole["problems"].tolist()[-1] == 2
+    pd.testing.assert_frame_equal(intervene(loaded, records, plan, LOAD, tmp_path), whole)
+    assert len((tmp_path / CONDITIONS).read_text().splitlines()) == 1 + 8
+
+
 RUNNER = CliRunner()
 
 
@@ -273,21 +325,28 @@ def test_the_command_picks_experts_in_a_run_and_the_run_then_answers(run):
     with pytest.raises(UsageError, match="no causal study in this run"):
         causal_effects(run)
     words = ("intervene", "ling-tiny", "stepbench", "--run", run.folder, "--limit", 9, "--label", "multiply",
-             "--dose", 2, "--draws", 3, "--json")  # fmt: skip
+             "--dose", 1, "--dose", 2, "--draws", 3, "--generate", 2, "--generate-draws", 1, "--max-new-tokens", 40,
+             "--json")  # fmt: skip
     code, text = asked(*words)
     assert code == 0, text
     rows = [json.loads(line) for line in text.splitlines()]
     assert {row["label"] for row in rows} == {"multiply"}
-    assert {row["draws"] for row in rows} == {3, 5}
-    assert {row["experts"] for row in rows if row["kind"] == "exclude"} <= {"2.5 3.9", "3.9 2.5"}
+    assert {row["draws"] for row in rows} == {3, 1, 5}
+    assert {row["experts"] for row in rows if row["kind"] == "exclude"} <= {"2.5", "3.9", "2.5 3.9", "3.9 2.5"}
+    assert [row["problems"] for row in rows if row["measure"] in ("solved", "steps_right")] == [2] * 4
     table = causal_effects(Run.open(run.folder))
     assert table["effect"].tolist() == pytest.approx([row["effect"] for row in rows], rel=1e-3, abs=1e-9)
     found = ANALYSES["causal_effects"].finding(table)
     assert found.verdict in (Verdict.CANNOT_TELL, Verdict.NOT_SUPPORTED)
-    assert deciding(table)["measure"].tolist() == ["selectivity", "own"]
-    assert (
-        FIGURES["causal_effects"](table, run.spec)[0].data[0].x.tolist() == table[table["measure"] == "own"]["effect"].tolist()
-    )
+    assert "By dose, 1: " in found.sentence or "giving multiply steps" in found.sentence
+    assert deciding(table)["measure"].tolist() == ["selectivity", "selectivity", "own"]
+    losses, answers, curves = FIGURES["causal_effects"](table, run.spec)
+    assert losses.data[0].x.tolist() == table[table["measure"] == "own"]["effect"].tolist()
+    assert answers.data[0].x.tolist() == table[table["measure"] == "solved"]["effect"].tolist()
+    matched, preferred = (trace for trace in curves.data if trace.mode == "lines+markers")
+    selective = table[(table["measure"] == "selectivity") & (table["kind"] == "exclude")]
+    assert (preferred.y.tolist(), matched.y.tolist()) == (selective["effect"].tolist(), selective["control"].tolist())
+    assert list(preferred.x) == ["1", "2"]
     assert asked(*words, "--seed", 4) == (RunError, ANY)
     assert asked(*words, "--kind", "bias") == (UsageError, "bias needs a value and only bias has one: --kind bias --value 0.1")
 
@@ -301,6 +360,16 @@ def test_the_finding_tells_a_sure_effect_from_none():
     )  # fmt: skip
     found = ANALYSES["causal_effects"].finding(table)
     assert (found.verdict, found.rung, found.effect) == (Verdict.SUPPORTED, 5, 0.2)
-    assert found.sentence.startswith("1 of 2 changes")
+    assert found.sentence.startswith("1 of 2 changes harm their own steps")
+    written = {"measure": "solved", "effect": -0.1, "ci_low": -0.2, "ci_high": 0.0, "control": 0.01, "p_unchanged": 0.03,
+               "problems": 50, "draws": 9}  # fmt: skip
+    more = pd.concat([table, table[1:2].assign(**written), table[1:2].assign(dose=2.0, excess=0.3, excess_low=0.0)])
+    sentence = ANALYSES["causal_effects"].finding(more).sentence
+    assert "By dose, 1: 0.200, 2: 0.300." in sentence
+    assert (
+        "(50 problems), the share of right answers changes by -10.0 points (95 % interval -20.0 to 0.0; exact p 0.03)"
+        in sentence
+    )
+    assert "under 9 matched changes by 1.0." in sentence
     none = ANALYSES["causal_effects"].finding(table.assign(q=0.6, excess_low=-0.01, excess_high=0.02))
     assert (none.verdict, none.rung) == (Verdict.NOT_SUPPORTED, 1)

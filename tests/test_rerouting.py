@@ -4,24 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
+from small_model import random_ling
 from typer.testing import CliRunner
 
 from ling_probe.benchmarks import Record
 from ling_probe.cli import app
 from ling_probe.errors import UsageError
-from ling_probe.model import LingConfig, LingForCausalLM
-from ling_probe.model.load import LoadedLing, verify_routing
-from ling_probe.model.modeling import gates
 from ling_probe.rerouting import draw_experts, rerouted_losses
 from ling_probe.stats import wilson_interval
-from ling_probe.tokenizer import build_tokenizer
 
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "first_k_dense_replace": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 16,
-    "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "initializer_range": 0.2,
-}  # fmt: skip
 K, N_CONDITIONS = 3, 4 + 6
 
 
@@ -37,25 +28,9 @@ def sums(family, numbers):
 RECORDS = [*sums("small", range(8)), *sums("large", range(100, 106))]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-
-
 @pytest.fixture
 def loaded(tokenizer):
-    """A random model whose bias matters."""
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    config = LingConfig(
-        vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=end, attn_implementation="sdpa",
-        experts_implementation="grouped_mm", **SIZES,
-    )  # fmt: skip
-    native = LingForCausalLM(config).eval()
-    for gate in gates(native).values():
-        gate.expert_bias.normal_(0, 0.3)
-    spec = config.spec("random")
-    return LoadedLing(native, tokenizer, spec, "", verify_routing(native, spec))
+    return random_ling(tokenizer)
 
 
 @pytest.fixture

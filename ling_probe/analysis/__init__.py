@@ -58,6 +58,7 @@ from ling_probe.analysis.specialisation import (
 )
 from ling_probe.analysis.state_order import state_transitions
 from ling_probe.analysis.states import routing_states
+from ling_probe.analysis.steering_effects import steering_effects
 from ling_probe.analysis.super_experts import super_experts
 from ling_probe.analysis.token_reasons import token_experts, token_reasons
 from ling_probe.analysis.transfer import operation_transfer
@@ -129,6 +130,7 @@ __all__ = [
     "state_profiles",
     "state_transitions",
     "step_boundaries",
+    "steering_effects",
     "step_similarity",
     "super_experts",
     "sure_effect",

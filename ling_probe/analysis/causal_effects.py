@@ -16,7 +16,8 @@ def causal_effects(run: Run) -> pd.DataFrame:
     """Effects of changed experts on each kind of step, beside those of matched experts of the same layers and like load.
 
     One row a label, kind of change, dose and measure, as `causal.intervene` documents them. `effect`, `control` and `excess`
-    are rises of the loss in nats a token; `excess_low` and `excess_high` the 95 % interval of the excess over problems.
+    are rises of the loss in nats a token, and of the measures solved and steps_right changes of a share in what the model
+    writes itself; `excess_low` and `excess_high` the 95 % interval of the excess over problems.
 
     Raises:
         UsageError: The run's folder holds no causal study.
@@ -43,15 +44,18 @@ def _finding(table: pd.DataFrame) -> Finding:
     found = rows[(rows["q"] < DISCOVERY) & (rows["ci_low"] > 0)]
     best = (rows if found.empty else found).nlargest(1, "excess_low").iloc[0]
     what = (
-        f"giving {best['label']} steps the experts that the same tokens chose in other steps, not in steps of their kind"
+        f"giving {best['label']} steps the experts that the same tokens chose in other steps, not in steps of their kind, by "
+        "the loss in these steps"
         if best["kind"] == TRANSPLANT
-        else f"the change ({best['kind']}, dose {best['dose']:g}) of the experts that {best['label']} steps prefer"
+        else f"the change ({best['kind']}, dose {best['dose']:g}) of the experts that {best['label']} steps prefer, by its "
+        "selectivity"
     )
     return Finding(
         sentence=(
-            f"{len(found)} of {len(rows)} changes cost their own steps more than the same change to matched experts does (q "
-            f"below 0.05). The surest: {what}, raises the loss in these steps by {best['excess']:.3f} nats a token more (95 % "
-            f"interval {best['excess_low']:.3f} to {best['excess_high']:.3f})."
+            f"{len(found)} of {len(rows)} changes harm their own steps, beyond what the same change to matched experts does (q "
+            "below 0.05; by selectivity, the rise of the loss in these steps minus that in the others of the same problems). "
+            f"The surest: {what}, {best['excess']:.3f} nats a token (95 % interval {best['excess_low']:.3f} to "
+            f"{best['excess_high']:.3f}).{_dose_response(rows, best)}{_solved(table, best)}"
         ),
         verdict=judge_cells(rows.assign(q=rows["q"].where(rows["ci_low"] > 0, 1.0)), least=LEAST_EFFECT),
         rung=5 if len(found) else 1,
@@ -60,6 +64,27 @@ def _finding(table: pd.DataFrame) -> Finding:
         ci_low=float(best["excess_low"]),
         ci_high=float(best["excess_high"]),
         q=float(best["q"]),
+    )
+
+
+def _dose_response(rows: pd.DataFrame, best: pd.Series) -> str:
+    """How the excess goes with the dose, where there are several."""
+    like = rows[(rows["label"] == best["label"]) & (rows["kind"] == best["kind"])].sort_values("dose")
+    if len(like) < 2:
+        return ""
+    doses = ", ".join(f"{row.dose:g}: {row.excess:.3f}" for row in like.itertuples())
+    return f" By dose, {doses}."
+
+
+def _solved(table: pd.DataFrame, best: pd.Series) -> str:
+    """What becomes of the answers that the model writes itself under the same change."""
+    same = (table["label"] == best["label"]) & (table["kind"] == best["kind"]) & (table["dose"] == best["dose"])
+    rows = table[same & (table["measure"] == "solved")]
+    return "".join(
+        f" Where the model writes the solution itself ({row.problems:g} problems), the share of right answers changes by "
+        f"{100 * row.effect:.1f} points (95 % interval {100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}; exact p "
+        f"{row.p_unchanged:.2g}), and under {row.draws:g} matched changes by {100 * row.control:.1f}."
+        for row in rows.itertuples()
     )
 
 

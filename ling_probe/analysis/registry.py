@@ -44,6 +44,7 @@ from ling_probe.analysis.solutions import ANSWER_PREDICTION
 from ling_probe.analysis.specialisation import CORRECTNESS_SPECIALISATION, FAMILY_SPECIALISATION, LABEL_SPECIALISATION
 from ling_probe.analysis.state_order import STATE_TRANSITIONS
 from ling_probe.analysis.states import ROUTING_STATES
+from ling_probe.analysis.steering_effects import STEERING_EFFECTS_OF_VECTORS
 from ling_probe.analysis.super_experts import SUPER_EXPERTS
 from ling_probe.analysis.transfer import OPERATION_TRANSFER
 from ling_probe.analysis.transition import LAYER_TRANSITION
@@ -70,6 +71,7 @@ ANALYSES: dict[str, Analysis] = {
         WRONG_STEP_LOCALISATION,
         RISK_DIFFERENCE,
         CAUSAL_EFFECTS_OF_ROUTING,
+        STEERING_EFFECTS_OF_VECTORS,
         # what the token has to do with it
         VOCABULARY_SPECIALISATION,
         TOKEN_OVERLAP,

@@ -9,7 +9,7 @@ import torch
 
 from ling_probe.capture.layout import Layout
 from ling_probe.errors import InterventionError
-from ling_probe.interventions import Intervention
+from ling_probe.interventions import SCOPES, Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.model.modeling import LingGate
 from ling_probe.trace import SEGMENTS
@@ -22,6 +22,7 @@ class Editor:
         self._gates = loaded.gates()
         self._interventions = tuple(interventions)
         self._cover: dict[Intervention, torch.Tensor] = {}
+        """Tokens that an intervention acts on; one without a place here acts on all."""
         self._device = loaded.native.device
 
     @property
@@ -37,7 +38,7 @@ class Editor:
             InterventionError: One is limited to segments, steps or positions, which are not known while a text grows.
         """
         for each in self._interventions:
-            if each.segments or each.labels or each.positions:
+            if _scoped(each):
                 raise InterventionError(
                     f"{each.kind} at layer {each.layer} is limited to some tokens; while generating it must act on all"
                 )
@@ -48,7 +49,7 @@ class Editor:
     @contextmanager
     def inside(self, layouts: Sequence[Layout], width: int) -> Iterator[None]:
         """Edit the covered tokens of a right-padded batch while the block runs."""
-        self._cover = {each: self._covered(each, layouts, width) for each in self._interventions}
+        self._cover = {each: self._covered(each, layouts, width) for each in self._interventions if _scoped(each)}
         with self._attached():
             yield
 
@@ -89,12 +90,20 @@ class Editor:
         return experts.expand(tokens, n_experts) if cover is None else cover[:, None] & experts
 
     def _edit_choice(self, choice: torch.Tensor, mine: list[Intervention]) -> torch.Tensor:
-        edited = choice
-        for kind in ("bias", "exclude"):
-            for each in (each for each in mine if each.kind == kind):
-                cells = self._cells(each, *choice.shape)
-                edited = torch.where(cells, float("-inf") if kind == "exclude" else edited + each.value, edited)
+        everywhere = [each for each in mine if each.kind == "bias" and not _scoped(each)]
+        edited = choice + self._bias_of(everywhere, choice) if everywhere else choice
+        rest = [each for each in mine if each.kind == "bias" and _scoped(each)]
+        for each in (*rest, *(each for each in mine if each.kind == "exclude")):
+            cells = self._cells(each, *choice.shape)
+            edited = torch.where(cells, float("-inf") if each.kind == "exclude" else edited + each.value, edited)
         return edited
+
+    def _bias_of(self, everywhere: list[Intervention], choice: torch.Tensor) -> torch.Tensor:
+        """What biases that act on every token add to each expert [E]; a steering vector is one for every expert."""
+        values = np.zeros(choice.shape[1])
+        for each in everywhere:
+            values[list(each.experts)] += each.value
+        return torch.from_numpy(values).to(choice)
 
     def _force(self, ids: torch.Tensor, mine: list[Intervention]) -> torch.Tensor:
         """Forced experts not among the chosen take the last slots, in ascending id; the lowest-ranked others leave."""
@@ -122,3 +131,8 @@ class Editor:
         for each in (each for each in mine if each.kind == "silence"):
             weights = weights.masked_fill(self._cells(each, len(ids), n_experts).gather(1, ids), 0.0)
         return weights
+
+
+def _scoped(intervention: Intervention) -> bool:
+    """Whether it acts on some tokens only."""
+    return any(getattr(intervention, name) is not None for name in SCOPES)

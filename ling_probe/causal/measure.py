@@ -59,7 +59,7 @@ class Solutions:
         Raises:
             UsageError: No record has a solution with steps.
         """
-        self.loaded = loaded
+        self.loaded, self.batch_tokens = loaded, batch_tokens
         usable = [record for record in records if record.solution]
         sequences = [read_sequence(loaded, record) for record in usable]
         layouts = [find_layout(sequence) for sequence in sequences]

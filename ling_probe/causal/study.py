@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,10 +15,12 @@ from jaxtyping import Real
 from ling_probe import stats
 from ling_probe.benchmarks import Record
 from ling_probe.causal.effects import Parts, Rises, effect_rows
+from ling_probe.causal.kept import Kept
 from ling_probe.causal.measure import ANSWER, Solutions
 from ling_probe.causal.targets import Cells, Target, matched_experts
 from ling_probe.causal.transplant import Choices, draw_donors
-from ling_probe.errors import RunError, UsageError
+from ling_probe.causal.written import WRITTEN, spread, write, written_rows
+from ling_probe.errors import UsageError
 from ling_probe.interventions import Intervention
 from ling_probe.model.load import LoadedLing
 from ling_probe.run.folder import CAUSAL_EFFECTS
@@ -38,6 +39,12 @@ class Study:
     """Labels whose steps are given the routing of other steps."""
     draws: int = 99
     """Matched draws of experts for each target; donors are drawn a tenth as often, at least 5 times."""
+    written: int = 0
+    """Problems of each label that the model also solves itself under each target."""
+    written_draws: int = 9
+    """So many of the matched draws solve them too."""
+    max_new_tokens: int = 300
+    """Of a solution that the model writes."""
     seed: int = 0
 
     @property
@@ -66,8 +73,10 @@ def intervene(
     `ci_high`, 95 % over problems; `control` the mean over matched experts of the same layers and like load, `control_low` and
     `control_high` the middle 95 % of them; `excess` the difference with its interval; `right_change` the change in the share
     of units with every token right; `p` one-sided among the draws, `q` corrected over rows of the same measure
-    (Benjamini-Hochberg). For kind route_as the control is the routing of the same tokens in other steps of the same label,
-    the effect that of steps of other labels, and `p` comes from sign flips by problem.
+    (Benjamini-Hochberg). With `study.written`, two more rows: the change in the share of problems solved and of steps right
+    when the model writes the solution itself under the change (`measure` solved, steps_right; shares instead of nats), with
+    `p_unchanged`, exact against the model's own router. For kind route_as the control is the routing of the same tokens in
+    other steps of the same label, the effect that of steps of other labels, and `p` comes from sign flips by problem.
 
     Args:
         loaded: The model; it is left as it was.
@@ -85,9 +94,10 @@ def intervene(
     """
     if not study.labels:
         raise UsageError("nothing to change: name a label and a kind of change")
-    kept = _Kept(folder, _identity(loaded, records, study))
+    kept = Kept(folder / CONDITIONS, _identity(loaded, records, study))
     plan = {target: _controls(target, study, load) for target in study.targets}
-    total = sum(1 + len(controls) for controls in plan.values()) + 2 * _donor_draws(study) * len(study.transplants)
+    writing = 1 + len(study.targets) * (1 + min(study.written_draws, study.draws)) if study.written else 0
+    total = len(study.targets) * (1 + study.draws) + writing + 2 * _donor_draws(study) * len(study.transplants)
 
     def told() -> None:
         progress(kept.done, total)
@@ -100,9 +110,11 @@ def intervene(
     for label in (label for label in study.labels if label in every.labels):
         mine = [every.records[place] for place in np.unique(every.problem[every.labels == label])]
         solutions = Solutions(loaded, mine, batch_tokens=batch_tokens)
-        parts = Parts(solutions, label)
+        parts = Parts(solutions, solutions.labels == label)
         for target in (target for target in study.targets if target.label == label):
             rows += _changed(solutions, parts, target, plan[target], study, kept, told)
+            if study.written:
+                rows += _written(solutions, target, plan[target][: study.written_draws], study, kept, told)
         if label in study.transplants:
             rows += _transplanted(solutions, parts, label, study, kept, told)
     table = pd.DataFrame(rows).assign(seed=study.seed)
@@ -112,21 +124,45 @@ def intervene(
 
 
 def _changed(
-    solutions: Solutions, parts: Parts, target: Target, controls: Sequence[Cells], study: Study, kept: "_Kept",
+    solutions: Solutions, parts: Parts, target: Target, controls: Sequence[Cells], study: Study, kept: Kept,
     told: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     found = []
     for experts in (target.experts, *controls):
         measure = partial(_under, solutions, parts, target.interventions(experts))
-        found.append(kept.rises(json.dumps([target.to_dict(), [list(cell) for cell in experts]]), measure))
+        found.append(Rises(**kept.arrays(json.dumps([target.to_dict(), [list(cell) for cell in experts]]), measure)))
         told()
-    head = {"label": target.label, "kind": target.kind, "dose": target.dose, "experts": _named(target)}
     for row in effect_rows(parts, found[0], found[1:], draws=1000, seed=study.seed):
-        yield head | row
+        yield _head(target) | row
 
 
-def _under(solutions: Solutions, parts: Parts, interventions: Sequence[Intervention]) -> Rises:
-    return parts.rises(solutions.under(interventions))
+def _under(solutions: Solutions, parts: Parts, interventions: Sequence[Intervention]) -> dict[str, Any]:
+    return vars(parts.rises(solutions.under(interventions)))
+
+
+def _written(
+    solutions: Solutions, target: Target, controls: Sequence[Cells], study: Study, kept: Kept, told: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    records = spread(solutions.records, study.written)
+    if not records:
+        return
+    asked = [WRITTEN, target.label, len(records), study.max_new_tokens]
+    found = []
+    for experts in ((), target.experts, *controls):
+        changes = target.interventions(experts) if experts else ()
+        key = [*asked, target.to_dict(), [list(cell) for cell in experts]] if experts else asked
+        sizes = {"max_new_tokens": study.max_new_tokens, "batch_tokens": solutions.batch_tokens}
+        measure = partial(write, solutions.loaded, records, changes, label=target.label, **sizes)
+        found.append(kept.arrays(json.dumps(key), measure)[WRITTEN])
+        told()
+    before, changed, *others = found
+    rank = partial(stats.rank_p, side=-1)
+    for row in written_rows(before, changed, others, rank, draws=1000, seed=study.seed):
+        yield _head(target) | row
+
+
+def _head(target: Target) -> dict[str, Any]:
+    return {"label": target.label, "kind": target.kind, "dose": target.dose, "experts": _named(target)}
 
 
 def _controls(target: Target, study: Study, load: Mapping[int, Real[np.ndarray, " E"]]) -> list[Cells]:
@@ -136,14 +172,14 @@ def _controls(target: Target, study: Study, load: Mapping[int, Real[np.ndarray, 
 
 
 def _transplanted(
-    solutions: Solutions, parts: Parts, label: str, study: Study, kept: "_Kept", told: Callable[[], None]
+    solutions: Solutions, parts: Parts, label: str, study: Study, kept: Kept, told: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     moves = _Moves(solutions, label, study.seed)
     found: list[list[Rises]] = [[], []]
     for draw in range(_donor_draws(study)):
         for place, name in enumerate(("same", "other")):
             key = json.dumps([TRANSPLANT, label, name, draw])
-            found[place].append(kept.rises(key, partial(moves.rises, parts, place, draw)))
+            found[place].append(Rises(**kept.arrays(key, partial(moves.rises, parts, place, draw))))
             told()
     same, other = (_mean(each) for each in found)
     flips = np.random.default_rng(study.seed).choice([-1.0, 1.0], size=(9999, parts.n_problems))
@@ -168,10 +204,10 @@ class _Moves:
     def _choices(self) -> Choices:
         return Choices(self._solutions)
 
-    def rises(self, parts: Parts, place: int, draw: int) -> Rises:
+    def rises(self, parts: Parts, place: int, draw: int) -> dict[str, Any]:
         """With experts of steps of the label (place 0) or of another (1)."""
         donors = draw_donors(self._choices, self._solutions, self._label, rng=np.random.default_rng([self._seed, draw]))
-        return parts.rises(self._choices.with_donors(donors[place]))
+        return vars(parts.rises(self._choices.with_donors(donors[place])))
 
 
 def _mean(rises: Sequence[Rises]) -> Rises:
@@ -190,41 +226,3 @@ def _named(target: Target) -> str:
 def _identity(loaded: LoadedLing, records: Sequence[Record], study: Study) -> dict[str, Any]:
     texts = hashlib.sha256("\0".join(f"{each.id}\0{each.prompt}\0{each.solution}" for each in records).encode()).hexdigest()
     return {"model": loaded.digest, "dtype": str(loaded.native.dtype), "records": texts, "seed": study.seed}
-
-
-class _Kept:
-    """Conditions done, one a line; a line cut short by a crash is done again."""
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self._path = folder / CONDITIONS
-        self._done: dict[str, Rises] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.is_file() else []
-        whole = [json.loads(line) for line in lines[:-1]]
-        if whole and whole[0] != dict(identity):
-            different = ", ".join(name for name in identity if whole[0].get(name) != identity[name])
-            raise RunError(f"{folder} holds a study with another {different}; name a new folder with --out")
-        for line in whole[1:]:
-            loss, right = ({name: np.array(each) for name, each in line[part].items()} for part in ("loss", "right"))
-            self._done[line["key"]] = Rises(loss, right)
-        text = "".join(f"{line}\n" for line in lines[:-1]) or json.dumps(dict(identity)) + "\n"
-        self._path.write_text(text, encoding="utf-8")
-
-    @property
-    def done(self) -> int:
-        """How many are kept."""
-        return len(self._done)
-
-    def rises(self, key: str, measured: Callable[[], Rises]) -> Rises:
-        """What is kept under a key, or what is measured now and then kept."""
-        if key not in self._done:
-            found = measured()
-            line = {"key": key} | {
-                part: {name: values.tolist() for name, values in getattr(found, part).items()} for part in ("loss", "right")
-            }
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._done[key] = found
-        return self._done[key]

@@ -20,6 +20,8 @@ from ling_probe.charts.balance import (
     weight_bars,
 )
 from ling_probe.charts.causal import causal_bars
+from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
+from ling_probe.charts.causal import causal_bars, causal_figures, dose_curves, written_bars
 from ling_probe.charts.comparison import (
     accuracy_bars,
     agreement_lines,
@@ -59,6 +61,7 @@ from ling_probe.charts.operations import (
     transfer_bars,
     wrong_step_dots,
 )
+from ling_probe.charts.laboratory import moved_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -88,6 +91,7 @@ from ling_probe.charts.states import (
     share_bars,
     timeline,
 )
+from ling_probe.charts.steering import steering_curves, steering_figures
 from ling_probe.charts.steps import auroc_bars, similarity_lines
 from ling_probe.charts.style import EXPORT_CONFIG, MUTED, PALETTE, escape, standalone_html
 from ling_probe.charts.tokens import (
@@ -155,6 +159,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "state_transitions": lambda table, _: [order_sankey(table), order_heatmap(table)],
     "step_boundaries": lambda table, _: [boundary_dots(table)],
     "path_alignment": lambda table, _: [alignment_dots(table)],
+    "causal_effects": lambda table, _: causal_figures(table),
+    "steering_effects": lambda table, _: steering_figures(table),
     "routing_churn": lambda table, _: [churn_lines(table)],
     "prompt_rollout": lambda table, _: [rollout_lines(table)],
     "layer_transition": lambda table, _: [
@@ -197,6 +203,7 @@ __all__ = [
     "carrier_bars",
     "carrier_layers",
     "causal_bars",
+    "causal_figures",
     "churn_lines",
     "cluster_map",
     "cluster_maps",
@@ -206,6 +213,7 @@ __all__ = [
     "coverage_curves",
     "decoding_bars",
     "difference_dots",
+    "dose_curves",
     "enrichment_dots",
     "escape",
     "expert_map",
@@ -216,6 +224,7 @@ __all__ = [
     "located_bars",
     "margin_lines",
     "neighbour_dots",
+    "moved_heatmap",
     "norm_rank_lines",
     "norm_strip",
     "order_heatmap",
@@ -248,6 +257,8 @@ __all__ = [
     "specialisation_heatmap",
     "specialisation_volcano",
     "standalone_html",
+    "steering_curves",
+    "steering_figures",
     "stretch_lines",
     "token_dots",
     "timeline",
@@ -262,4 +273,5 @@ __all__ = [
     "vocabulary_lines",
     "weight_bars",
     "wrong_step_dots",
+    "written_bars",
 ]

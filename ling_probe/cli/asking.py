@@ -172,6 +172,10 @@ def explore(
     port: Annotated[int, typer.Option(help="Port of the local page.", min=1, max=65535)] = 8501,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A checkpoint that the Lab may load beside the shipped ones, as for capture; repeatable."),
+    ] = None,
 ) -> None:
     """Open the explorer on a run; it listens on this machine only, unless told otherwise.
 
@@ -185,7 +189,7 @@ def explore(
     check_explorable(folder)
     command = [sys.executable, "-m", "streamlit", "run", str(app_path("explorer.py"))]
     command += ["--server.address", host, "--server.port", str(port), "--server.headless", str(not browser).lower()]
-    command += ["--browser.gatherUsageStats", "false", "--", str(folder)]
+    command += ["--browser.gatherUsageStats", "false", "--", str(folder), *(model or ())]
     out.print(f"explorer  http://{host}:{port}", soft_wrap=True)
     try:
         raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -18,6 +18,7 @@ from ling_probe.cli.opening import (
     parsed_shard,
     read_problems,
     record_run,
+    steered,
 )
 from ling_probe.cli.options import (
     WORKERS,
@@ -33,7 +34,9 @@ from ling_probe.cli.options import (
     Revision,
     RunFolder,
     Split,
+    Steer,
     StepsName,
+    Strength,
 )
 from ling_probe.cli.showing import (
     clean,
@@ -119,6 +122,8 @@ def capture(
     ] = StepsName.auto,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt through the checkpoint's own chat template.")] = False,
     system: Annotated[str, typer.Option(help="With --chat: the system message.")] = "",
+    steer: Steer = None,
+    strength: Strength = None,
     batch_tokens: BatchTokens = 8192,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     redo_damaged: Annotated[
@@ -159,7 +164,8 @@ def capture(
     vectors = asked_activations(activations, activation_positions)
     options = {
         "keep": ("experts", "loss", *(keep or ())), "activations": vectors, "batch_tokens": batch_tokens, "parts": parts,
-        "redo_damaged": redo_damaged, "chat": chat_of(system) if chat else None, "steps": steps.value, **decoding,
+        "redo_damaged": redo_damaged, "chat": chat_of(system) if chat else None, "steps": steps.value,
+        "interventions": steered(steer, strength), **decoding,
     }  # fmt: skip
     if not ray:
         check_out(into, resume=resume or redo_damaged)

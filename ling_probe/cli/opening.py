@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ling_probe.activations import ActivationSpec
     from ling_probe.benchmarks import Benchmark
     from ling_probe.chat import Chat
+    from ling_probe.interventions import Intervention
     from ling_probe.model.load import LoadedLing
     from ling_probe.report import TableKind
     from ling_probe.run import Run, Shard
@@ -106,6 +107,41 @@ def chat_of(system: str) -> "Chat":
     from ling_probe.chat import Chat
 
     return Chat(system)
+
+
+def steered(vector: Path | None, strength: float | None) -> "tuple[Intervention, ...]":
+    """The interventions of a steering vector's file, if one is asked for."""
+    if (vector is None) != (strength is None):
+        raise UsageError("a steering vector and a strength go together: --steer FILE --strength 0.05")
+    if vector is None or strength is None:
+        return ()
+    from ling_probe.steering import SteeringVector
+
+    return SteeringVector.read(vector).interventions(strength)
+
+
+def parsed_changes(
+    exclude: Sequence[str], silence: Sequence[str], force: Sequence[str], bias: Sequence[str]
+) -> "list[Intervention]":
+    """Changes to routing named by LAYER.EXPERT, for bias with =VALUE; one intervention a layer, kind and value."""
+    from ling_probe.interventions import Intervention
+
+    cells: dict[tuple[str, int, float], list[int]] = {}
+    for kind, words in (("exclude", exclude), ("silence", silence), ("force", force), ("bias", bias)):
+        for word in words:
+            where, equals, value = word.partition("=")
+            layer, dot, expert = where.partition(".")
+            try:
+                if not dot or bool(equals) != (kind == "bias"):
+                    raise ValueError
+                cells.setdefault((kind, int(layer), float(value or 0)), []).append(int(expert))
+            except ValueError:
+                form = "LAYER.EXPERT=VALUE, as in 3.5=0.1" if kind == "bias" else "LAYER.EXPERT, as in 3.5"
+                raise UsageError(f'--{kind} "{word}" names no expert; write {form}') from None
+    return [
+        Intervention.from_dict({"kind": kind, "layer": layer, "experts": tuple(experts), "value": value})
+        for (kind, layer, value), experts in cells.items()
+    ]
 
 
 def loaded_model(

@@ -93,6 +93,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own on a GPU, float32 on the CPU.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
 BatchTokens = Annotated[int, typer.Option(help="Padded tokens of one forward pass.", min=1)]
+Generate = Annotated[
+    int,
+    typer.Option(help="Let the model also solve so many problems itself under each change, greedily; 0 reads alone.", min=0),
+]
+GenerateDraws = Annotated[int, typer.Option(help="With --generate: so many of the matched draws solve them too.", min=1)]
+Steer = Annotated[
+    Path | None, typer.Option(help="Steer with this vector, which ling-probe steer made, at --strength.", metavar="FILE")
+]
+Strength = Annotated[float | None, typer.Option(help="With --steer: what its largest value adds to a choice score.")]
 
 
 class CacheDtypeName(StrEnum):

@@ -22,6 +22,9 @@ CAUSAL_EFFECTS = Path("causal", "effects.parquet")
 """Table of a causal study in the folder of the run that its experts were picked in."""
 REROUTED = Path("causal", "rerouting.parquet")
 """Table of losses under other routers, in the folder of the run whose model was changed."""
+STEERING = Path("steering")
+"""Folder of the steering vectors made of a run, one folder each, with the table of what it does."""
+STEERING_EFFECTS = "effects.parquet"
 LOCK = "run.lock"
 """File in a run folder that is locked while a process writes; it goes when the writer is done."""
 

@@ -41,7 +41,7 @@ def tab(chromium):
 
     def listen(message) -> None:
         # Streamlit asks beside the page first when its address has a path, and then at the root.
-        expected = re.search(r"/\w+/_stcore/", message.location["url"])
+        expected = re.search(r"//[^/]+/\w+/_stcore/", message.location["url"])
         if message.type == "error" and not expected:
             troubles.append(message.text)
 

@@ -120,6 +120,8 @@ def left_of_tokens(table: pd.DataFrame) -> pd.DataFrame:
 def beyond_pairs(table: pd.DataFrame) -> pd.DataFrame:
     """Paths of what is left of routing without pairs of tokens."""
     return table[table["source"] == "routing beyond pairs of tokens"]
+
+
 def routing_and_text(table: pd.DataFrame) -> pd.DataFrame:
     """With the interval of what routing adds to the text so far."""
     return table[table["p"].notna()].assign(ci_low=table["gain_low"], ci_high=table["gain_high"])
