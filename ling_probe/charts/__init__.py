@@ -19,8 +19,6 @@ from ling_probe.charts.balance import (
     lorenz_curves,
     weight_bars,
 )
-from ling_probe.charts.causal import causal_bars
-from ling_probe.charts.balance import balance_lines, coverage_curves, load_heatmap, weight_bars
 from ling_probe.charts.causal import causal_bars, causal_figures, dose_curves, written_bars
 from ling_probe.charts.comparison import (
     accuracy_bars,
@@ -41,6 +39,7 @@ from ling_probe.charts.contributions import (
 )
 from ling_probe.charts.dynamics import churn_lines, rollout_lines, transition_heatmap, transition_lines
 from ling_probe.charts.experts import agreement_heatmap, cluster_map, cluster_maps, coactivation_heatmap
+from ling_probe.charts.laboratory import moved_heatmap
 from ling_probe.charts.one_expert import (
     COLOURED,
     expert_map,
@@ -49,8 +48,6 @@ from ling_probe.charts.one_expert import (
     promoted_dots,
     token_dots,
 )
-from ling_probe.charts.paths import difference_dots, path_sankey
-from ling_probe.charts.profiles import profile_heatmap
 from ling_probe.charts.operations import (
     carrier_bars,
     carrier_layers,
@@ -61,7 +58,8 @@ from ling_probe.charts.operations import (
     transfer_bars,
     wrong_step_dots,
 )
-from ling_probe.charts.laboratory import moved_heatmap
+from ling_probe.charts.paths import difference_dots, path_sankey
+from ling_probe.charts.profiles import profile_heatmap
 from ling_probe.charts.risk import risk_bars, token_test
 from ling_probe.charts.router import (
     affinity_lines,
@@ -87,8 +85,8 @@ from ling_probe.charts.states import (
     boundary_dots,
     order_heatmap,
     order_sankey,
-    profile_heatmap,
     share_bars,
+    state_heatmap,
     timeline,
 )
 from ling_probe.charts.steering import steering_curves, steering_figures
@@ -153,9 +151,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame, ModelSpec], Sequence[go.Figure]]] = {
     "shared_share": lambda table, _: [shared_lines(table)],
     "logit_attribution": lambda table, _: [attribution_lines(table), attribution_scatter(table)],
     "answer_prediction": lambda table, _: [auroc_bars(table)],
-    "causal_effects": lambda table, _: [causal_bars(table)],
     "routing_states": lambda table, _: [agreement_dots(table)],
-    "state_profiles": lambda table, _: [profile_heatmap(table)],
+    "state_profiles": lambda table, _: [state_heatmap(table)],
     "state_transitions": lambda table, _: [order_sankey(table), order_heatmap(table)],
     "step_boundaries": lambda table, _: [boundary_dots(table)],
     "path_alignment": lambda table, _: [alignment_dots(table)],
@@ -220,26 +217,24 @@ __all__ = [
     "explained_scatter",
     "information_lines",
     "load_heatmap",
-    "lorenz_curves",
     "located_bars",
+    "lorenz_curves",
     "margin_lines",
-    "neighbour_dots",
     "moved_heatmap",
+    "neighbour_dots",
     "norm_rank_lines",
     "norm_strip",
+    "onset_lines",
     "order_heatmap",
     "order_sankey",
     "overlap_lines",
-    "path_sankey",
-    "onset_lines",
-    "overlap_lines",
     "pair_accuracy",
     "pair_lines",
+    "path_sankey",
     "prediction_lines",
     "preference_dots",
     "profile_heatmap",
     "promoted_dots",
-    "profile_heatmap",
     "reason_bars",
     "repeat_lines",
     "replication",
@@ -257,11 +252,12 @@ __all__ = [
     "specialisation_heatmap",
     "specialisation_volcano",
     "standalone_html",
+    "state_heatmap",
     "steering_curves",
     "steering_figures",
     "stretch_lines",
-    "token_dots",
     "timeline",
+    "token_dots",
     "token_shares",
     "token_test",
     "training_curves",
@@ -272,6 +268,6 @@ __all__ = [
     "usage_overlap",
     "vocabulary_lines",
     "weight_bars",
-    "wrong_step_dots",
     "written_bars",
+    "wrong_step_dots",
 ]

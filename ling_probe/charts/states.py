@@ -89,7 +89,7 @@ def order_sankey(table: pd.DataFrame, *, least: float = 0.1) -> go.Figure:
     return figure.update_layout(showlegend=False)
 
 
-def profile_heatmap(table: pd.DataFrame) -> go.Figure:
+def state_heatmap(table: pd.DataFrame) -> go.Figure:
     """Labels by states in `state_profiles`: how much more often tokens of a label's steps stand in a state than all do."""
     kind = "label" if (table["kind"] == "label").any() else "family"
     rows = table[table["kind"] == kind]

@@ -40,8 +40,8 @@ def tab(chromium):
     troubles, opened = [], []
 
     def listen(message) -> None:
-        # Streamlit asks beside the page first when its address has a path, and then at the root.
-        expected = re.search(r"//[^/]+/\w+/_stcore/", message.location["url"])
+        # Streamlit asks beside the page first when its address has a path, then at the root; no setting changes that.
+        expected = re.match(r"http://[^/]+/[^/]+/_stcore/", message.location["url"])
         if message.type == "error" and not expected:
             troubles.append(message.text)
 

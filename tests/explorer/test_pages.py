@@ -1,6 +1,7 @@
 """The pages in Streamlit's own test harness; `browser/` drives them in Chromium."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -302,12 +303,45 @@ def test_only_runs_of_the_folder_are_opened(runs, visit, name):
     assert f"no run {name!r} in {runs}; it has hostile, null, planted" in error(visit(run=name))
 
 
-def test_links_out_of_the_folder_are_refused(make_run, tmp_path, visit):
+def test_links_to_runs_elsewhere_are_no_runs(make_run, tmp_path, visit):
     outside, inside = make_run(3, parts=1), tmp_path / "shown"
     synthetic_run(inside / "mine", 3, parts=1)
     (inside / "link").symlink_to(outside.folder)
     assert "it has mine" in error(visit(folder=inside, run="link"))
-    tokens = inside / "mine/parts/00000/tokens.parquet"
-    tokens.unlink()
-    tokens.symlink_to(outside.folder / "parts/00000/tokens.parquet")
-    assert "leads out of" in error(visit(folder=inside, run="mine"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parts",
+        "parts/00000",
+        "parts/00000/tokens.parquet",
+        "analysis",
+        "analysis/load_balance.parquet",
+        "causal",
+        "causal/effects.parquet",
+        "experts.safetensors",
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_links_out_of_the_folder_are_refused(make_run, tmp_path, visit, name, alone):
+    outside, inside = make_run(3, parts=1), tmp_path / "shown"
+    synthetic_run(inside / "mine", 3, parts=1)
+    for folder in (outside.folder, inside / "mine"):
+        for each in ("analysis/load_balance.parquet", "causal/effects.parquet", "experts.safetensors"):
+            (folder / each).parent.mkdir(exist_ok=True)
+            (folder / each).touch()
+    link = inside / "mine" / name
+    shutil.rmtree(link) if link.is_dir() else link.unlink()
+    link.symlink_to(outside.folder / name)
+    found = error(visit(folder=inside / "mine" if alone else inside, run="mine"))
+    assert "leads out of" in found
+    assert name in found
+
+
+def test_a_run_whose_manifest_lies_elsewhere_is_refused(make_run, tmp_path, visit):
+    outside = make_run(3, parts=1)
+    mine = synthetic_run(tmp_path / "mine", 3, parts=1).folder
+    (mine / "run.json").unlink()
+    (mine / "run.json").symlink_to(outside.folder / "run.json")
+    assert "leads out of" in error(visit(folder=mine, run="mine"))
