@@ -10,7 +10,7 @@ from scipy import stats as distributions
 from ling_probe import metrics
 from ling_probe.analysis import finding
 from ling_probe.analysis.asking import Answer
-from ling_probe.analysis.decoding import ALL, TEXT, TOKENS
+from ling_probe.analysis.decoders import ALL, TEXT, TOKENS
 from ling_probe.analysis.information import BIGRAM, LEAST_COMPARED
 from ling_probe.analysis.information import LEAST_EFFECT as LEAST_BITS
 from ling_probe.analysis.overlap import LEAST_EFFECT as LEAST_OVERLAP
