@@ -89,7 +89,7 @@ def _problem(number: int, leaning: float, rng: np.random.Generator) -> Record:
     for label in rng.choice(list(OPERATIONS), rng.integers(4, 8)):
         weight = np.ones(len(WORDS))
         weight[FAVOURED[list(OPERATIONS).index(label)]] += leaning
-        words = rng.choice(WORDS, rng.integers(4, 8), p=weight / weight.sum())
+        words = rng.choice(WORDS, rng.integers(4, 8), p=weight / weight.sum() if leaning else None)
         lines.append((str(label), OPERATIONS[label] + "".join(words) + "\n"))
     stops = np.cumsum([len(line) for _, line in lines])
     steps = [
