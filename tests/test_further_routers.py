@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_rerouting import RECORDS, K, by_hand, loaded, row, seen, state, tokenizer  # noqa: F401
+from test_rerouting import RECORDS, K, by_hand, loaded, row, seen, state  # noqa: F401
 
 from ling_probe.benchmarks import Benchmark
 from ling_probe.causal import check_model, keep_rerouting

@@ -117,7 +117,7 @@ def compare_page(source: opened.Source) -> None:
     found = opened.others()
     if not found:
         complete()
-        st.info("There is no other run in this folder. Start the explorer with a folder that holds both.")
+        refusal(UsageError("there is no other run in this folder; start the explorer with a folder that holds both"))
         return
     left, right = st.columns(2)
     with left:

@@ -22,11 +22,9 @@ def show_timeline(source: opened.Source, sequence: int, tables: StateTables) -> 
     question = "Which states does routing pass through, and where does it change?"
     method = (
         "States are learnt from routing alone, on half of the problems. A boundary by routing is a peak of the distance "
-        "between "
-        "the experts of 4 tokens and the 4 before; by tokens alone, the same from what each word makes of its routing. "
-        "Lines: loss of each token in nats; where logits were kept, entropy of the router as a share of its most, and "
-        "margin of "
-        "its choice, means over layers."
+        "between the experts of 4 tokens and the 4 before; by tokens alone, the same from what each word makes of its routing. "
+        "Lines: loss of each token in nats; where logits were kept, entropy of the router as a share of its most, and margin "
+        "of its choice, means over layers."
     )
     heading(question, method)
     figure(charts.timeline(shown.tokens, shown.steps, shown.boundaries, shown.lines), name="timeline", question=question)

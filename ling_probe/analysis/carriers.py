@@ -389,7 +389,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 LABEL_CARRIERS = Analysis(
     function=label_carriers,
-    question="Which layers and experts carry what routing tells of a step's kind?",
+    question="Which layers and experts carry what routing tells of the kind of a step?",
     claim="A few experts tell of a step's label what its words and place do not.",
     method=(
         "Logistic regressions on expert shares; bits that held-out predictions lose when shares are set to their means. "

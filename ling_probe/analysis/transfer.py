@@ -238,7 +238,7 @@ def _finding(table: pd.DataFrame) -> Finding:
 
 OPERATION_TRANSFER = Analysis(
     function=operation_transfer,
-    question="Does what routing tells of a step's kind hold for problems in other words?",
+    question="Does what routing tells of the kind of a step hold for problems in other words?",
     claim="A decoder learnt on one run tells labels of another from routing better than from tokens and position alone.",
     method=(
         "Logistic regressions on expert shares, token ids and pairs, and position, learnt on the first run and scored on other "

@@ -20,12 +20,14 @@ TOO_WIDE = """() => [...document.querySelectorAll("[data-testid=stMain]")]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A folder with a small run of the shipped model that keeps all that pages can show."""
+    """A folder with a small run of the shipped model that keeps all that pages can show, and one of an earlier snapshot."""
     from ling_probe.model.load import load_native
 
     folder = tmp_path_factory.mktemp("shipped")
     keep = ("experts", "loss", "logits", "contribution", "lens", "residual")
-    record(load_native("ling-tiny"), read_benchmark("stepbench", limit=30), folder / "demo", keep=keep)
+    problems = read_benchmark("stepbench", limit=30)
+    record(load_native("ling-tiny"), problems, folder / "demo", keep=keep)
+    record(load_native("ling-tiny@step-3040"), problems, folder / "earlier", keep=("experts", "loss"))
     return folder
 
 

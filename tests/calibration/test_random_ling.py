@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_rerouting import SIZES
+from small_model import SIZES
 from transformers import AutoTokenizer
 
 from ling_probe.analysis import answers

@@ -65,7 +65,7 @@ def test_runs_that_do_not_compare_are_refused_in_one_line(trained, visit):
 def test_a_run_alone_has_nothing_to_compare_with(make_run, visit):
     run = make_run(3)
     app = visit("compare", folder=run.folder, run=run.folder.name)
-    assert "no other run" in app.info[0].value
+    assert "no other run" in app.text[0].value
 
 
 def test_a_run_that_is_not_there_is_said(runs, visit):
