@@ -16,11 +16,11 @@ page = st.navigation(
         st.Page("views/overview.py", title="Overview", default=True),
         st.Page("views/tokens.py", title="Tokens"),
         st.Page("views/paths.py", title="Paths"),
+        st.Page("views/steps.py", title="Steps"),
         st.Page("views/experts.py", title="Experts"),
         st.Page("views/specialisation.py", title="Specialisation"),
         st.Page("views/balance.py", title="Balance"),
         st.Page("views/compare.py", title="Compare"),
-        st.Page("views/steps.py", title="Steps"),
         st.Page("views/lab.py", title="Lab"),
     ]
 )

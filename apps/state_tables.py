@@ -43,6 +43,6 @@ def steps(source: opened.Source, sequence: int) -> pd.DataFrame | UsageError:
 def attribution(source: opened.Source, sequence: int) -> pd.DataFrame | UsageError:
     """See `step_view.answer_attribution`, by layer, or why there is none."""
     try:
-        return step_view.attribution_by_layer(step_view.answer_attribution(opened.open_run(source), sequence))
+        return step_view.attribution_by_layer(step_view.answer_attribution(opened.open_run(source), sequence), first=1)
     except UsageError as error:
         return error

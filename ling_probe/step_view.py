@@ -102,11 +102,11 @@ def answer_attribution(run: Run, sequence: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def attribution_by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Logits of `answer_attribution` with a row a layer and a column a place, the answer last."""
+def attribution_by_layer(table: pd.DataFrame, *, first: int = 0) -> pd.DataFrame:
+    """Logits of `answer_attribution` with a row a layer and a column a place, the answer last; the first step is `first`."""
     wide = table.pivot(index="layer", columns="step", values="logit")  # noqa: PD010
     order = sorted(map(int, wide.columns), key=lambda step: (step == ANSWER, step))
-    names = ["answer" if step == ANSWER else f"step {step}" for step in order]
+    names = ["answer" if step == ANSWER else f"step {step + first}" for step in order]
     return wide[order].set_axis(names, axis=1).reset_index()
 
 

@@ -86,8 +86,8 @@ def choose_sets(source: opened.Source, paths: path_view.Paths) -> tuple[Chosen, 
         of = choose_set("Tokens of", "of", paths, [ALL])
         one = as_set(source, paths, of)
     with right:
-        against = choose_set("Compared with", "against", paths, [NOTHING, REST, ALL], prefix="against-")
-        other = None if against == NOTHING else as_set(source, paths, against, prefix="against-")
+        beside = choose_set("Compared with", "beside", paths, [NOTHING, REST, ALL], prefix="beside-")
+        other = None if beside == NOTHING else as_set(source, paths, beside, prefix="beside-")
     return one, other
 
 

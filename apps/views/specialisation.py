@@ -14,6 +14,7 @@ from ling_probe import charts
 from ling_probe.analysis import ANALYSES, surest_first
 from ling_probe.analysis.clusters import clustering_told
 from ling_probe.analysis.profile_order import ordered_profiles
+from ling_probe.analysis.question import DISCOVERY
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
 
@@ -53,7 +54,11 @@ def show_where(rows: pd.DataFrame, kind: str) -> None:
     name = choose(kind.capitalize(), kind, names, format_func=lambda each: each or "unnamed")
     question = f"Where are the experts that prefer “{name}”?"
     heading(question, "Layers by experts; what is not significant is left blank.")
-    figure(charts.specialisation_heatmap(rows, name), name="where", question=question, data=rows[rows[kind] == name])
+    mine = rows[rows[kind] == name]
+    if not mine["q"].lt(DISCOVERY).any():
+        st.text("None does so beyond chance.")
+        return
+    figure(charts.specialisation_heatmap(rows, name), name="where", question=question, data=mine)
 
 
 def show_kinds(source: opened.Source, layer: int | None) -> None:

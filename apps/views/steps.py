@@ -27,7 +27,12 @@ def show_timeline(source: opened.Source, sequence: int, tables: StateTables) -> 
         "of its choice, means over layers."
     )
     heading(question, method)
-    figure(charts.timeline(shown.tokens, shown.steps, shown.boundaries, shown.lines), name="timeline", question=question)
+    figure(
+        charts.timeline(shown.tokens, shown.steps, shown.boundaries, shown.lines),
+        name="timeline",
+        question=question,
+        data=shown.tokens,
+    )
     if not tables.thresholds:
         st.text("Boundaries are not predicted: this run has too few problems with steps.")
 
@@ -81,7 +86,7 @@ def show_attribution(source: opened.Source, sequence: int) -> None:
     if isinstance(found, UsageError):
         refusal(found)
         return
-    figure(charts.attribution_map(found), name="attribution", question=question)
+    figure(charts.attribution_map(found), name="attribution", question=question, data=found)
 
 
 def show_states(tables: StateTables) -> None:
@@ -102,7 +107,7 @@ def show_states(tables: StateTables) -> None:
     question = "Where does routing go when a state ends?"
     heading(question, "From the states on the left to those on the right, as thick as the changes are many.")
     least = choose("Show chances from", "least", LEAST, format_func=lambda share: f"{share:.0%}")
-    figure(charts.order_sankey(tables.transitions, least=least), name="order", question=question)
+    figure(charts.order_sankey(tables.transitions, least=least), name="order", question=question, data=tables.transitions)
 
 
 def show_answers(tables: StateTables) -> None:
@@ -115,7 +120,7 @@ def show_answers(tables: StateTables) -> None:
     if tables.answers.empty:
         st.text("Not applicable: no family of this run has both right and wrong answers.")
         return
-    figure(charts.share_bars(tables.answers), name="answers", question=question)
+    figure(charts.share_bars(tables.answers), name="answers", question=question, data=tables.answers)
 
 
 def steps_page(source: opened.Source) -> None:

@@ -38,7 +38,7 @@ def test_a_set_is_drawn_compared_and_led_to_its_experts(server, runs, tab):
     shoot(page, "paths-light")
     page.go_back()
     page.get_by_text("Where do the two part?").wait_for(state="detached")
-    assert "against" not in address(page) or address(page)["against"] == "nothing"
+    assert "beside" not in address(page) or address(page)["beside"] == "nothing"
 
 
 def test_the_slider_draws_fewer(server, tab):
@@ -58,7 +58,7 @@ def test_the_slider_draws_fewer(server, tab):
 @pytest.mark.parametrize("name", ["dark", "phone"])
 def test_other_screens(server, tab, name):
     page = tab(scheme="dark") if name == "dark" else tab(390, 844)
-    page.goto(f"{server}/paths?run=planted&of=label:add&against=rest")
+    page.goto(f"{server}/paths?run=planted&of=label:add&beside=rest")
     page.locator(".js-plotly-plot").nth(2).wait_for()
     settle(page)
     shoot(page, f"paths-{name}")
@@ -69,7 +69,7 @@ def test_other_screens(server, tab, name):
 def test_hostile_texts_stay_text(server, tab):
     page = tab()
     page.on("dialog", lambda dialog: pytest.fail(f"a text opened a dialog: {dialog.message}"))
-    page.goto(f"{server}/paths?run=hostile&of=text&against=problem")
+    page.goto(f"{server}/paths?run=hostile&of=text&beside=problem")
     page.locator(".sankey-link").first.wait_for()
     settle(page)
     shoot(page, "paths-hostile")

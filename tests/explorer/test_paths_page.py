@@ -51,7 +51,7 @@ def test_bands_are_the_flows_of_the_set(visit, paths):
 
 
 def test_two_sets_stand_side_by_side_with_their_difference(visit, paths):
-    app = visit("paths", run="planted", of="label:add", against="rest")
+    app = visit("paths", run="planted", of="label:add", beside="rest")
     sides = [paths.tokens.only(each(paths, "label", "add")) for each in (path_view.members, path_view.outside)]
     table = path_view.difference_table(*sides, LAYERS)
     assert len(app.get("plotly_chart")) == 3
@@ -64,7 +64,7 @@ def test_two_sets_stand_side_by_side_with_their_difference(visit, paths):
 
 def test_the_address_restores_a_view(visit):
     address = {
-        "run": "planted", "of": "problem", "problem": "b-0007", "against": "text", "against-text": " w5", "layer": "2",
+        "run": "planted", "of": "problem", "problem": "b-0007", "beside": "text", "beside-text": " w5", "layer": "2",
         "layers": "2", "top": "4", "least": "0.01",
     }  # fmt: skip
     app = visit("paths", **address)
@@ -92,7 +92,7 @@ def test_a_label_of_another_page_is_the_set(visit):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("of", "label:none"), ("against", "x"), ("layer", "0"), ("layers", "9"), ("top", "3"), ("least", "2")]
+    ("name", "value"), [("of", "label:none"), ("beside", "x"), ("layer", "0"), ("layers", "9"), ("top", "3"), ("least", "2")]
 )
 def test_an_address_that_names_nothing_is_said(visit, name, value):
     app = visit("paths", run="planted", **{name: value})
@@ -112,9 +112,9 @@ def test_a_run_without_steps_or_sequences_or_a_next_layer(make_run, visit):
 
 
 def test_hostile_texts_are_shown_and_inert(visit):
-    app = visit("paths", run="hostile", of="text", against="problem")
+    app = visit("paths", run="hostile", of="text", beside="problem")
     assert not app.exception
     assert not app.markdown
-    app = visit("paths", run="hostile", of="label:$x$", against="rest")
+    app = visit("paths", run="hostile", of="label:$x$", beside="rest")
     assert not app.exception
     assert "steps: $x$" in page_text(app)
