@@ -31,7 +31,7 @@ FILES = ("run.json", "*.safetensors", "parts", "parts/*", "parts/*/*", "causal",
 """What is read of a run folder, and so must lie under the explorer's."""
 CLEARED_WITH_RUN = (
     "family", "answers", "problem", "layer", "from", "token", "expert", "experts", "label", "of", "against", "text",
-    "beside", "beside-problem", "beside-text", "layers", "top", "least", "by", "view",
+    "beside", "beside-problem", "beside-text", "layers", "top", "least", "by", "shade", "view",
 )  # fmt: skip
 
 

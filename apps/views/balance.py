@@ -83,9 +83,21 @@ def show_bias(run: Run, curves: pd.DataFrame) -> None:
     heading(
         question,
         "The router adds a bias to each expert's score, to choose only. A training that balances by it raises the bias of "
-        f"experts that are chosen too rarely. Rank correlation of bias and load: {told}.",
+        f"experts that are chosen too rarely. Of all problems. Rank correlation of bias and load: {told}.",
     )
     figure(charts.bias_against_load(rows), name="bias", question=question, data=rows)
+
+
+@st.fragment
+def show_family(source: opened.Source, run: Run, answer: pd.DataFrame) -> None:
+    """What another family changes; the rest of the page stays as it is drawn."""
+    family = choose_family(answer)
+    complete()
+    curves = answer[answer["family"] == family]
+    show_loads(run, curves)
+    show_curves(curves, family)
+    show_measures(source, family)
+    show_idle(curves)
 
 
 def balance_page(source: opened.Source) -> None:
@@ -96,15 +108,9 @@ def balance_page(source: opened.Source) -> None:
         complete()
         refusal(answer)
         return
-    family = choose_family(answer)
-    complete()
-    curves = answer[answer["family"] == family]
-    show_loads(run, curves)
-    show_curves(curves, family)
-    show_measures(source, family)
-    show_idle(curves)
+    show_family(source, run, answer)
     show_coverage(source)
-    show_bias(run, curves)
+    show_bias(run, answer[answer["family"] == ALL])
 
 
 balance_page(opened.source())

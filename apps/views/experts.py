@@ -43,7 +43,7 @@ def show_all(source: opened.Source, run: Run) -> None:
     values = [name for name in charts.COLOURED if name in listed]
     left, right = st.columns(2)
     with left:
-        value = choose("Colour by", "colour", values, format_func=charts.COLOURED.get, filters=True)
+        value = choose("Colour by", "shade", values, format_func=charts.COLOURED.get, filters=True)
     with right:
         layer = choose(
             "Layer",

@@ -29,8 +29,7 @@ def expert_map(listed: pd.DataFrame, value: str, *, marked: tuple[int, int] | No
     points = go.Scattergl(
         x=listed["expert"].to_numpy(),
         y=listed["layer"].astype(str).to_numpy(),
-        # As lists: an array's rows come back from a click as mappings.
-        customdata=listed[["layer", "expert"]].to_numpy().tolist(),
+        customdata=listed[["layer", "expert"]].to_numpy(),
         text=_lines(listed),
         mode="markers",
         marker={"symbol": "square", "size": 11, "opacity": 0},

@@ -23,7 +23,9 @@ def test_figures_hold_the_tables(runs, visit, family):
     np.testing.assert_allclose(values(chart(app, 2)[5]["y"]), balance[balance["family"] == family]["entropy_floor"])
     experts = coverage(run).query("scope == 'run' and layer == 1")["experts"]
     np.testing.assert_allclose(values(chart(app, 3)[0]["x"]), experts)
-    np.testing.assert_allclose(values(chart(app, 4)[0]["y"]), loads_with_bias(run, rows).query("layer == 1")["bias"])
+    whole = loads_with_bias(run, curves[curves["family"] == "all"]).query("layer == 1")
+    np.testing.assert_allclose(values(chart(app, 4)[0]["y"]), whole["bias"])
+    np.testing.assert_allclose(values(chart(app, 4)[0]["x"]), whole["log2_ratio"])
     outside, low, high = beyond_balanced(rows)
     assert f"{outside} of 48 experts lie outside {low:.2f} to {high:.2f} times the even share" in page_text(app)
 

@@ -35,13 +35,13 @@ def test_the_map_and_the_list_are_the_table(visit, planted):
     assert not app.exception
     heat, points = chart(app)[:2]
     np.testing.assert_allclose(values(heat["z"]).ravel(), listed["load_log2"].to_numpy(np.float32))
-    assert points["customdata"] == listed[["layer", "expert"]].to_numpy().tolist()
+    np.testing.assert_array_equal(values(points["customdata"]), listed[["layer", "expert"]])
     shown = app.dataframe[0].value
     assert len(shown) == len(listed) == 48
     np.testing.assert_allclose(shown["label_log2_ratio"], listed["label_log2_ratio"])
     assert shown["label"].tolist() == listed["label"].tolist()
     app = choose(app, "Colour by", "label_log2_ratio")
-    assert app.query_params["colour"] == "label_log2_ratio"
+    assert app.query_params["shade"] == "label_log2_ratio"
     np.testing.assert_allclose(values(chart(app)[0]["z"]).ravel(), listed["label_log2_ratio"].to_numpy(np.float32))
     app = choose(app, "Layer", 2)
     assert app.dataframe[0].value["layer"].unique().tolist() == [2]
@@ -88,9 +88,9 @@ def test_a_run_that_kept_more_shows_more(make_run, visit):
     assert "a norm of" in page_text(visit("experts", folder=run.folder, run=run.folder.name, layer=1, expert=0))
 
 
-@pytest.mark.parametrize(("name", "value"), [("expert", "16"), ("expert", "x"), ("layer", "0"), ("colour", "z")])
+@pytest.mark.parametrize(("name", "value"), [("expert", "16"), ("expert", "x"), ("layer", "0"), ("shade", "z")])
 def test_an_address_that_names_nothing_is_said(visit, name, value):
-    address = {name: value} if name == "colour" else {"expert": "1", name: value}
+    address = {name: value} if name == "shade" else {"expert": "1", name: value}
     app = visit("experts", run="planted", **address)
     assert not app.exception
     assert any(f"no {name}" in warning.value for warning in app.warning)

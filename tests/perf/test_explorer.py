@@ -103,11 +103,27 @@ def open_page(page, title) -> float:
     return timed(page, lambda: page.get_by_test_id("stSidebarNav").get_by_text(title, exact=True).click())
 
 
+def offered(page, box):
+    """Options of a select box; where its list was not opened by the first click, by another."""
+    from playwright.sync_api import TimeoutError as Late
+
+    options = page.get_by_role("option")
+    for patience in (3_000, 3_000, 30_000):
+        box.click()
+        try:
+            options.first.wait_for(timeout=patience)
+        except Late:
+            if patience > 3_000:
+                raise
+            page.keyboard.press("Escape")
+        else:
+            break
+    return options
+
+
 def change(page, place, option) -> float | None:
     """Give a select box another value."""
-    page.get_by_test_id("stMain").get_by_test_id("stSelectbox").nth(place).locator("input").click()
-    options = page.get_by_role("option")
-    options.first.wait_for()
+    options = offered(page, page.get_by_test_id("stMain").get_by_test_id("stSelectbox").nth(place).locator("input"))
     if options.count() <= option:
         page.keyboard.press("Escape")
         return None
