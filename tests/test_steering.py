@@ -19,6 +19,7 @@ from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
 from ling_probe.stats import benjamini_hochberg, rank_p
 from ling_probe.steering import SteeringVector, Trial, held_out, run_vector, steer, steering_vector, vector_folder
+from ling_probe.steering.contrast import _differences
 from ling_probe.steering.trial import STRENGTHS
 
 TINY = synthetic_spec(n_layers=5, routed_layers=(1, 2, 3, 4), n_experts=32)
@@ -65,9 +66,30 @@ def test_the_vector_compares_the_same_tokens(run):
     assert (vector.toward, vector.away, vector.about) == ("multiply", "add", "label")
 
 
+def test_information_is_the_ratio_of_the_same_shares(run):
+    risk, bits = (steering_vector(run, "multiply", measure=name) for name in ("risk-difference", "information"))
+    assert (risk.measure, bits.measure) == ("risk-difference", "information")
+    for layer in run.spec.routed_layers:
+        ours, theirs = np.array(bits.differences[layer]), np.array(risk.differences[layer])
+        assert (np.sign(ours) == np.sign(theirs)).all()
+        assert len(np.unique(np.round(ours / theirs, 3))) > 1, "not one times the other"
+    back = steering_vector(run, "multiply", away="add", measure="information").differences[2]
+    forth = steering_vector(run, "add", away="multiply", measure="information").differences[2]
+    np.testing.assert_allclose(back, np.negative(forth), atol=1e-12)
+    assert vector_folder(run.folder, bits).name == "multiply-from-others-information"
+
+
+def test_a_rare_expert_is_worth_no_bits():
+    sums = np.zeros((1, 2, 1, 3))
+    sums[0, :, 0] = [[2.0, 30.0, 60.0], [0.0, 30.0, 30.0]]
+    (bits,) = _differences(sums, np.full((1, 1, 1, 1), 100.0), "information", even=1 / 3)
+    np.testing.assert_allclose(bits[0], np.log2([(2 + 20 / 3) / (20 / 3), 1, (60 + 20 / 3) / (30 + 20 / 3)]))
+
+
+@pytest.mark.parametrize("measure", ["risk-difference", "information"])
 @pytest.mark.parametrize(("toward", "layer", "expert"), [("multiply", 2, 5), ("causal", 1, 3)])
-def test_a_planted_expert_has_the_largest_value(run, toward, layer, expert):
-    values = steering_vector(run, toward).values
+def test_a_planted_expert_has_the_largest_value(run, toward, layer, expert, measure):
+    values = steering_vector(run, toward, measure=measure).values
     assert values[layer][expert] == 1
     assert max(np.abs(row).max() for row in values.values()) == 1
     assert all(np.abs(values[other]).max() < 0.6 for other in values if other != layer)

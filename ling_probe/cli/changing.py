@@ -26,6 +26,7 @@ from ling_probe.cli.options import (
     Revision,
     Split,
     Steer,
+    SteeringMeasure,
     Strength,
     Tunable,
 )
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ling_probe.causal import Study
     from ling_probe.model.load import LoadedLing
     from ling_probe.run import Run
-    from ling_probe.steering import SteeringVector
+    from ling_probe.steering import Measure, SteeringVector
 
 
 @app.command()
@@ -121,6 +122,9 @@ def steer(
         list[float] | None,
         typer.Option(help="What the vector's largest value adds to a choice score; repeatable (±0.02, ±0.05, ±0.1)."),
     ] = None,
+    measure: Annotated[
+        SteeringMeasure, typer.Option(help="Difference of the shares that choose an expert, or pointwise mutual information.")
+    ] = SteeringMeasure.risk_difference,
     experts: Annotated[int | None, typer.Option(help="Steer with the so many largest values alone.", min=1)] = None,
     draws: Annotated[int, typer.Option(help="Vectors of the same values given to other experts.", min=1)] = 49,
     generate: Generate = 100,
@@ -144,7 +148,7 @@ def steer(
 
     run = Run.open(folder)
     with Console(stderr=True).status("contrasting"):
-        vector = _vector(run, toward, away, against, seed)
+        vector = _vector(run, toward, away, against, measure.value, seed)
     vector = vector if experts is None else vector.strongest(experts)
     home = vector_folder(folder, vector, experts)
     vector.save(home / "vector.json")
@@ -309,15 +313,17 @@ def intervened(
         return change(loaded, records, study, load, folder, batch_tokens=batch_tokens, progress=told)
 
 
-def _vector(run: "Run", toward: str | None, away: str | None, against: Path | None, seed: int) -> "SteeringVector":
+def _vector(
+    run: "Run", toward: str | None, away: str | None, against: Path | None, measure: "Measure", seed: int
+) -> "SteeringVector":
     from ling_probe.run import Run
     from ling_probe.steering import run_vector, steering_vector
 
     if (toward is None) == (against is None) or (against and away):
         raise UsageError("name what to steer to: --toward CLASS (and perhaps --away CLASS), or --against RUN")
     if against:
-        return run_vector(run, Run.open(against), seed=seed)
-    return steering_vector(run, str(toward), away=away, seed=seed)
+        return run_vector(run, Run.open(against), measure=measure, seed=seed)
+    return steering_vector(run, str(toward), away=away, measure=measure, seed=seed)
 
 
 @contextmanager

@@ -30,6 +30,13 @@ class Change(StrEnum):
     route_as = "route_as"
 
 
+class SteeringMeasure(StrEnum):
+    """What a steering vector says of an expert."""
+
+    risk_difference = "risk-difference"
+    information = "information"
+
+
 class Tunable(StrEnum):
     """What an adaptation may move."""
 

@@ -10,6 +10,16 @@ After SteerMoE (arXiv 2509.09660), which counts words too and compares with noth
 
 from ling_probe.steering.contrast import run_vector, steering_vector
 from ling_probe.steering.trial import STRENGTHS, Trial, held_out, steer
-from ling_probe.steering.vector import SteeringVector, vector_folder
+from ling_probe.steering.vector import Measure, SteeringVector, vector_folder
 
-__all__ = ["STRENGTHS", "SteeringVector", "Trial", "held_out", "run_vector", "steer", "steering_vector", "vector_folder"]
+__all__ = [
+    "STRENGTHS",
+    "Measure",
+    "SteeringVector",
+    "Trial",
+    "held_out",
+    "run_vector",
+    "steer",
+    "steering_vector",
+    "vector_folder",
+]

@@ -1,7 +1,9 @@
 """How often two classes of a run's tokens choose each expert, the same token ids compared in the same strata.
 
 With n_a(x) and n_b(x) the tokens of id and stratum x in either class, the difference of an expert is the mean over x, weighted
-by n_a·n_b/(n_a + n_b), of the share of class-a tokens that choose it minus that of class-b tokens.
+by n_a·n_b/(n_a + n_b), of the share of class-a tokens that choose it minus that of class-b tokens. With shares p_a and p_b so
+weighted, pointwise mutual information with class a minus that with class b is log2(p_a / p_b); both have `PRIOR` tokens of even
+choices added, for a rare expert's ratio is mostly chance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +26,11 @@ from ling_probe.analysis.classified import (
 from ling_probe.analysis.counting import segment_mask
 from ling_probe.errors import UsageError
 from ling_probe.run import Run, TokenBatch
-from ling_probe.steering.vector import SteeringVector
+from ling_probe.steering.vector import Measure, SteeringVector
 
 OTHERS = "others"
 HALVES = 2
+PRIOR = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,16 @@ class _Source:
     half: Integer[np.ndarray, " S"]
 
 
-def steering_vector(run: Run, toward: str, *, away: str | None = None, seed: int = 0) -> SteeringVector:
+def steering_vector(
+    run: Run, toward: str, *, away: str | None = None, measure: Measure = "risk-difference", seed: int = 0
+) -> SteeringVector:
     """The vector from one class of text to another.
 
     Args:
         run: Whose routing is contrasted.
         toward: A step label, a family, or right or wrong.
         away: Another of the same kind; all the others if left out.
+        measure: What a value says of an expert.
         seed: Of the halves that the reliability comes from.
 
     Raises:
@@ -69,10 +75,10 @@ def steering_vector(run: Run, toward: str, *, away: str | None = None, seed: int
         return np.where(counted, word, -1), side[owner]
 
     source = _Source(run, tokens, stats.halves(families(run)[1], seed=seed))
-    return _vector([source], classified.n_words, toward=toward, away=away or OTHERS, about=about)
+    return _vector([source], classified.n_words, measure, toward=toward, away=away or OTHERS, about=about)
 
 
-def run_vector(run: Run, other: Run, *, seed: int = 0) -> SteeringVector:
+def run_vector(run: Run, other: Run, *, measure: Measure = "risk-difference", seed: int = 0) -> SteeringVector:
     """The vector from the completions of one run to those of another of the same model, such as after another instruction.
 
     Raises:
@@ -81,7 +87,7 @@ def run_vector(run: Run, other: Run, *, seed: int = 0) -> SteeringVector:
     if run.manifest.model.get("digest") != other.manifest.model.get("digest") or run.spec != other.spec:
         raise UsageError(f"{run.folder} and {other.folder} are of two models; a vector is made of two runs of one")
     sources = [_completions(each, side, seed) for side, each in enumerate((run, other))]
-    return _vector(sources, run.spec.vocab_size, toward=run.folder.name, away=other.folder.name, about="run")
+    return _vector(sources, run.spec.vocab_size, measure, toward=run.folder.name, away=other.folder.name, about="run")
 
 
 def _completions(run: Run, side: int, seed: int) -> _Source:
@@ -105,7 +111,9 @@ def _classes(run: Run, toward: str) -> tuple[str, Classified]:
     raise UsageError(f'this run has no "{toward}" to steer to; it has {there}; and right or wrong answers')
 
 
-def _vector(sources: Sequence[_Source], n_words: int, *, toward: str, away: str, about: str) -> SteeringVector:
+def _vector(
+    sources: Sequence[_Source], n_words: int, measure: Measure, *, toward: str, away: str, about: str
+) -> SteeringVector:
     spec = sources[0].run.spec
     tokens = np.zeros((HALVES, 2, n_words))
     for word, side, half, _ in _kept(sources, layers=[]):
@@ -124,14 +132,22 @@ def _vector(sources: Sequence[_Source], n_words: int, *, toward: str, away: str,
             _add(sums[group], weight[group][side[mine], word[mine]], side[mine], ids[mine])
         for row in range(spec.n_rows):
             load[row] += np.bincount(ids[:, row].ravel(), minlength=spec.n_experts)
-    shares = sums / np.maximum(overlap.sum(axis=1), 1e-9)[:, None, None, None]
-    difference = shares[:, 0] - shares[:, 1]
+    difference = _differences(sums, overlap.sum(axis=1)[:, None, None, None], measure, even=spec.top_k / spec.n_experts)
     return SteeringVector(
         toward=toward, away=away, about=about, model=spec.name, digest=str(sources[0].run.manifest.model.get("digest", "")),
         tokens=(float(both[0].sum()), float(both[1].sum())), reliability=_correlation(difference[0], difference[1]),
+        measure=measure,
         differences={layer: tuple(row.tolist()) for layer, row in zip(spec.routed_layers, difference[HALVES], strict=True)},
         load={layer: tuple(row.tolist()) for layer, row in zip(spec.routed_layers, load, strict=True)},
     )  # fmt: skip
+
+
+def _differences(
+    sums: Float64[np.ndarray, "G 2 M E"], tokens: Float64[np.ndarray, "G 1 1 1"], measure: Measure, *, even: float
+) -> Float64[np.ndarray, "G M E"]:
+    ratios = np.log2((sums + PRIOR * even) / (tokens + PRIOR))
+    shares = ratios if measure == "information" else sums / np.maximum(tokens, 1e-9)
+    return shares[:, 0] - shares[:, 1]
 
 
 def _kept(

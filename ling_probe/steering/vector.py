@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from ling_probe.interventions import Intervention, bias
 from ling_probe.run.folder import STEERING
 from ling_probe.spec import ModelSpec
 
+Measure = Literal["risk-difference", "information"]
+"""What a value says of an expert: the difference of two shares, or the log2 of their ratio."""
 LIKE = 8
 """Values are shuffled among so many experts of a layer whose loads are next to each other."""
 
@@ -35,9 +37,11 @@ class SteeringVector:
     reliability: float
     """Correlation of the differences in two halves of the problems; NaN where a half has nothing to compare."""
     differences: Mapping[int, tuple[float, ...]]
-    """Share of the tokens of `toward` that choose an expert minus that of `away`, by layer and expert."""
+    """By layer and expert: the share of the tokens of `toward` that choose it minus that of `away`; or, of measure information,
+    its pointwise mutual information with `toward` minus that with `away`, in bits."""
     load: Mapping[int, tuple[int, ...]]
     """Choices of each expert by all those tokens."""
+    measure: Measure = "risk-difference"
 
     @property
     def values(self) -> dict[int, np.ndarray]:
@@ -112,6 +116,7 @@ class SteeringVector:
 def vector_folder(run: Path, vector: SteeringVector, top: int | None = None) -> Path:
     """Where a vector of a run and what it does are kept; a name that could act as a path is spelled out."""
     name = f"{vector.toward}-from-{vector.away}" + (f"-{top}" if top else "")
+    name += "" if vector.measure == "risk-difference" else f"-{vector.measure}"
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
     told = plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return run / STEERING / told
