@@ -101,12 +101,3 @@ def verdict(correct: Any) -> str:
     'not judged'
     """
     return "not judged" if pd.isna(correct) else "correct" if correct else "wrong"
-
-
-def visible(text: str) -> str:
-    """A token's text with its white space visible, on one line and without markup.
-
-    >>> visible(" the")
-    '·the'
-    """
-    return "".join(piece for piece, _ in visible_pieces(text))

@@ -17,7 +17,7 @@ from ling_probe.analysis.state_order import state_transitions
 from ling_probe.errors import RunError, UsageError
 from ling_probe.run import Run
 from ling_probe.run.one import find_sequence, lists, part_file, sequence_rows
-from ling_probe.token_view import visible_pieces
+from ling_probe.token_view import visible_text
 
 LOSS, ENTROPY, MARGIN = "loss", "entropy", "margin"
 
@@ -82,7 +82,7 @@ def problem_states(run: Run, sequence: int, tables: StateTables) -> ProblemState
     told = told if told.any() else ~told
     ids = np.stack([lists(rows[f"experts_{layer}"])[told] for layer in layers], axis=1)
     own_loss = np.concatenate([[np.nan], rows["loss"].to_numpy()[:-1]])[told]
-    texts = [_visible(text) for text, here in zip(rows["token"].to_pylist(), told, strict=True) if here]
+    texts = [visible_text(text) for text, here in zip(rows["token"].to_pylist(), told, strict=True) if here]
     tokens = pd.DataFrame({"position": rows["position"].to_numpy()[told], "text": texts})
     tokens = tokens.assign(state=tables.fitted.states.decode(ids), **{LOSS: own_loss})
     if biases is not None:
@@ -190,8 +190,3 @@ def state_summary(profiles: pd.DataFrame, *, most: int = 3) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _visible(text: str) -> str:
-    """A token's text, white space shown and no longer than the Tokens page shows it."""
-    return "".join(piece for piece, _ in visible_pieces(text))

@@ -262,6 +262,15 @@ def example_sequence(run: Run, label: str) -> int:
     return int(here.mode().iloc[0])
 
 
+def visible_text(text: str) -> str:
+    """A token on one line: its `visible_pieces` joined.
+
+    >>> visible_text(" the")
+    '·the'
+    """
+    return "".join(piece for piece, _ in visible_pieces(text))
+
+
 def visible_pieces(text: str) -> list[tuple[str, bool]]:
     r"""A token's text in pieces to show, True where a piece stands for what could not be seen.
 

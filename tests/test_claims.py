@@ -382,7 +382,7 @@ def test_pages_show_a_strangers_text_as_text(tmp_path):
     assert "&lt;script&gt;alert(1)" in page
     notes = (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
     assert "<script>" not in notes
-    assert "\\|\\`x\\`$y$\\[a\\](b)" in notes
+    assert "\\|\\`x\\`\\$y\\$\\[a\\](b)" in notes
     told = json.loads((tmp_path / "out" / "claims.json").read_text(encoding="utf-8"))
     assert told["model"] == text
     assert told["claims"][0]["statement"] == text
@@ -455,3 +455,16 @@ def test_reading_claims_needs_no_torch(run):
         [sys.executable, "-c", script, run.folder], capture_output=True, text=True, check=True, env=environment
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_what_strangers_wrote_is_told_without_acting(tmp_path):
+    part = Part(source="s", statement="a\x1b[2J\u202e<script>|", verdict=ClaimVerdict.HOLDS, reason="x" * 9_000)
+    claim = Claim(number=1, key="k", statement="s", measure="m", null="n", would_change="w", command="c", parts=(part,))
+    write_claims([claim], tmp_path / "out", model="\x1b]0;m\x07", text="<b>")
+    for name in ("claims.html", "claims.md", "claims.json"):
+        told = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "\x1b" not in told
+        assert "\u202e" not in told
+        assert "‹202E›" in told
+        assert "x" * 5_000 not in told
+    assert "<script>" not in (tmp_path / "out" / "claims.html").read_text(encoding="utf-8")

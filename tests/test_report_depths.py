@@ -276,7 +276,7 @@ def test_endless_texts_do_not_make_a_page_large(tmp_path):
     assert "(1,000,000 letters)" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["report.shown", "report.figures", "analysis.accuracy"])
+@pytest.mark.parametrize("name", ["shown", "report.figures", "analysis.accuracy"])
 def test_doctests_hold(name):
     found = doctest.testmod(importlib.import_module(f"ling_probe.{name}"))
     assert found.attempted > 0

@@ -5,10 +5,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ling_probe.cost import cost, read_config
 from ling_probe.model.files import SHIPPED
+from ling_probe.model.load import load_native
 
 SCRIPTS = Path(__file__).parent.parent / "analyses"
 
@@ -62,3 +64,23 @@ def test_a_wrong_checkpoint_is_one_line(monkeypatch, capsys, tmp_path, name, wor
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert all(word in said.err for word in words)
+
+
+@pytest.mark.parametrize("words", [["--seed", "3"], ["--seed", "3", "--spread"]], ids=["initialised", "spread"])
+def test_a_random_ling_has_learned_nothing_and_routes_by_the_rule(monkeypatch, capsys, tmp_path, words):
+    for name in "ab":
+        monkeypatch.setattr(sys, "argv", ["random_ling", str(tmp_path / name), *words])
+        runpy.run_path(str(SCRIPTS / "random_ling.py"), run_name="__main__")
+    first, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert first == again
+    random, trained = (load_native(name) for name in (str(tmp_path / "a"), "ling-tiny"))
+    assert random.spec.n_experts == trained.spec.n_experts == 32
+    assert random.verification.differ == 0
+    for one, other in zip(random.gates().values(), trained.gates().values(), strict=True):
+        assert one.expert_bias.abs().min() > 0
+        assert abs(np.corrcoef(one.weight.detach().flatten(), other.weight.detach().flatten())[0, 1]) < 0.1
+    monkeypatch.setattr(sys, "argv", ["random_ling", str(tmp_path / "a")])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPTS / "random_ling.py"), run_name="__main__")
+    assert left.value.code == 2
+    assert "exists already" in capsys.readouterr().err

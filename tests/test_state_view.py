@@ -7,7 +7,7 @@ from synthetic import synthetic_run
 from ling_probe import charts, routing
 from ling_probe.analysis.boundary_prediction import DISTANCE, routing_distance
 from ling_probe.state_view import ENTROPY, LOSS, MARGIN, problem_states, state_summary, state_tables
-from ling_probe.token_view import visible_pieces
+from ling_probe.token_view import visible_text
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_problem_is_read_alone_as_it_is_in_the_run(run, tables):
     for sequence in (0, 33, 59):
         shown, (batch, here, told) = problem_states(run, sequence, tables), tokens_of(run, sequence)
         np.testing.assert_array_equal(shown.tokens["position"], batch.position[told])
-        texts = ["".join(piece for piece, _ in visible_pieces(text)) for text in batch.extra["token"][told]]
+        texts = [visible_text(text) for text in batch.extra["token"][told]]
         assert shown.tokens["text"].tolist() == texts
         np.testing.assert_array_equal(shown.tokens["state"], tables.fitted.states.decode(batch.expert_ids[told]))
         own = np.concatenate([[np.nan], batch.extra["loss"][here][:-1]])[told[here]]

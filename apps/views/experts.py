@@ -8,11 +8,12 @@ import pandas as pd
 import streamlit as st
 from address import choose, chosen, complete, put
 from exhibit import figure, heading, refusal
-from page_html import block, element, facts, table, token, visible
+from page_html import block, element, facts, table, token
 
 from ling_probe import charts
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
+from ling_probe.token_view import visible_text
 
 # Comments, for Streamlit would print a string that stands alone.
 ALL = "*"
@@ -173,7 +174,7 @@ def show_tokens(answer: pd.DataFrame | UsageError) -> None:
 
 def named(texts: pd.Series) -> list[str]:
     """Tokens for an axis: white space visible; ids of one text are numbered."""
-    names = texts.map(visible)
+    names = texts.map(visible_text)
     again = names.groupby(names).cumcount()
     return [charts.escape(f"“{name}” {place + 1 if place else ''}") for name, place in zip(names, again, strict=True)]
 

@@ -6,12 +6,13 @@ import path_tables
 import streamlit as st
 from address import choose, chosen, complete, put
 from exhibit import figure, heading, refusal
-from page_html import block, element, visible
+from page_html import block, element
 from path_tables import ALL, REST, Chosen
 
 from ling_probe import charts, path_view
 from ling_probe.errors import UsageError
 from ling_probe.run import Run
+from ling_probe.token_view import visible_text
 
 # Comments, for Streamlit would print a string that stands alone.
 NOTHING = "nothing"
@@ -58,7 +59,7 @@ def told(name: str) -> str:
     kind, _, value = name.partition(":")
     simple = {ALL: "all tokens", REST: "the rest", NOTHING: "nothing", "problem": "one problem …", "text": "a token's text …"}
     if kind in ("problem", "text") and value:
-        return f"{kind} {visible(value)}"
+        return f"{kind} {visible_text(value)}"
     return simple.get(kind) or f"{'steps' if kind == 'label' else 'family'}: {value or 'unnamed'}"
 
 
@@ -70,7 +71,7 @@ def as_set(source: opened.Source, paths: path_view.Paths, name: str, *, prefix: 
         return kind, choose("Problem", f"{prefix}problem", offered(ids, f"{prefix}problem"))
     if kind == "text":
         texts = offered(list(dict.fromkeys(paths.texts)), f"{prefix}text")
-        return kind, choose("Token", f"{prefix}text", texts, format_func=visible)
+        return kind, choose("Token", f"{prefix}text", texts, format_func=visible_text)
     return kind, value
 
 

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
-
 from ling_probe.claims.claim import Claim, counted
 from ling_probe.errors import UsageError
+from ling_probe.shown import all_shown, markdown, pages, shown
 
 
 def write_claims(claims: Sequence[Claim], folder: Path, *, model: str, text: str) -> Path:
@@ -26,27 +25,15 @@ def write_claims(claims: Sequence[Claim], folder: Path, *, model: str, text: str
         raise UsageError(f"{folder} is a file; name a folder for the claims")
     folder.mkdir(parents=True, exist_ok=True)
     told = ", ".join(f"{number} {verdict}" for verdict, number in counted(claims).items())
-    rows = [claim.to_dict() for claim in claims]
-    title = f"Claims about the routing of {model} on {text}"
+    rows = all_shown([claim.to_dict() for claim in claims])
+    title = shown(f"Claims about the routing of {model} on {text}")
     values = {"claims": rows, "title": title, "told": told}
-    pages = Environment(
-        loader=PackageLoader("ling_probe"),
-        autoescape=lambda name: name is None or ".html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["markdown"] = markdown
-    (folder / "claims.html").write_text(pages.get_template("claims_page.html.j2").render(values), encoding="utf-8")
+    found = pages()
+    (folder / "claims.html").write_text(found.get_template("claims_page.html.j2").render(values), encoding="utf-8")
     head = f"# {markdown(title)}\n\n{told}\n\n"
-    (folder / "claims.md").write_text(head + pages.get_template("claims.md.j2").render(values), encoding="utf-8")
+    (folder / "claims.md").write_text(head + found.get_template("claims.md.j2").render(values), encoding="utf-8")
     lines = json.dumps(
         {"model": model, "text": text, "verdicts": counted(claims), "claims": rows}, indent=2, ensure_ascii=False
     )
     (folder / "claims.json").write_text(lines + "\n", encoding="utf-8")
     return folder / "claims.html"
-
-
-def markdown(text: str) -> str:
-    """Text that Markdown shows letter by letter, on one line of a table."""
-    safe = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|" else letter for letter in safe)

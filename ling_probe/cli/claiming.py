@@ -9,7 +9,7 @@ from rich.console import Console
 from ling_probe.cli.app import app
 from ling_probe.cli.changing import intervened
 from ling_probe.cli.opening import loaded_model, read_problems
-from ling_probe.cli.options import WORKERS, BatchTokens, Device, Dtype, DtypeName, Json, Limit, RunFolder, Workers
+from ling_probe.cli.options import WORKERS, BatchTokens, Device, Dtype, DtypeName, Fresh, Json, Limit, RunFolder, Workers
 from ling_probe.cli.showing import clean, out, print_rows, told_number
 from ling_probe.errors import LingProbeError, UsageError
 
@@ -40,13 +40,14 @@ def claims(
         Path | None, typer.Option("--out", help="Also write claims.html, claims.md and claims.json here.", metavar="FOLDER")
     ] = None,
     workers: Workers = WORKERS,
+    fresh: Fresh = False,
     batch_tokens: BatchTokens = 8192,
     device: Device = "auto",
     dtype: Dtype = DtypeName.auto,
     as_json: Json = False,
 ) -> None:
     """Test what is claimed of Ling 2.0's routing on one run: a verdict for each claim, with its evidence."""
-    from ling_probe.analysis import answers
+    from ling_probe.analysis import kept_answers
     from ling_probe.claims import COST, SOURCES, write_claims
     from ling_probe.claims import claims as tested
     from ling_probe.run import Run
@@ -61,7 +62,7 @@ def claims(
     if causal:
         _run_studies(run, model, _benchmark(run, benchmark), split, limit, draws, batch_tokens, device, dtype, quiet=as_json)
     with Console(stderr=True).status("analysing"):
-        tables = dict(answers(run, SOURCES, workers=workers))
+        tables = dict(kept_answers(run, SOURCES, workers=workers, fresh=fresh))
     found = tested(run, {**tables, COST: _cost(run)}, adapted=adapted)
     _print_claims(found, as_json=as_json)
     if into:

@@ -11,8 +11,8 @@ The same run and seed give the same bytes.
 
 from ling_probe.report.headline import headline
 from ling_probe.report.pdf import write_pdf
+from ling_probe.report.schema import REPORT_SCHEMA
 from ling_probe.report.sections import Depth
-from ling_probe.report.shown import REPORT_SCHEMA
 from ling_probe.report.tables import TableKind
 from ling_probe.report.writer import write_comparison, write_report
 

@@ -8,8 +8,8 @@ import pandas as pd
 from ling_probe.analysis.comparable import run_names
 from ling_probe.errors import UsageError
 from ling_probe.report.headline import headline
-from ling_probe.report.shown import records
 from ling_probe.run import Run
+from ling_probe.shown import records
 
 AGREEMENT = ("against", "layer", "tokens", "agreement", "ci_low", "ci_high", "chance", "token_agreement", "beyond_token",
              "beyond_low", "beyond_high", "decisions_differ")  # fmt: skip

@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 
 from ling_probe.errors import UsageError
-from ling_probe.report.shown import records
 from ling_probe.run import Run
+from ling_probe.shown import records
 from ling_probe.step_view import answer_attribution, attribution_by_layer, step_table
 from ling_probe.token_view import example_sequence, problem_facts
 

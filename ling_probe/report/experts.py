@@ -9,9 +9,9 @@ import pandas as pd
 from ling_probe.analysis import surest_first, surest_picked
 from ling_probe.analysis.causal_effects import deciding
 from ling_probe.errors import UsageError
-from ling_probe.report.shown import records
 from ling_probe.report.strongest import strongest_tokens, written_tokens
 from ling_probe.run import Run
+from ling_probe.shown import records
 from ling_probe.spec import ModelSpec
 
 MOST = 60

@@ -17,7 +17,7 @@ from plotly.utils import PlotlyJSONEncoder
 
 from ling_probe import charts
 from ling_probe.report.sections import Section
-from ling_probe.report.shown import shown
+from ling_probe.shown import shown
 
 CONFIG = Markup(json.dumps(charts.EXPORT_CONFIG))
 LABEL = 1_000

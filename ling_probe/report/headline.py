@@ -8,8 +8,8 @@ import pandas as pd
 from ling_probe import stats
 from ling_probe.analysis import held_out, surest_first, surest_picked
 from ling_probe.errors import UsageError
-from ling_probe.report.shown import records
 from ling_probe.run import Run
+from ling_probe.shown import records
 
 
 def headline(run: Run, tables: Mapping[str, pd.DataFrame | UsageError]) -> dict[str, Any]:

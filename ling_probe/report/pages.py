@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from ling_probe.analysis import ANALYSES, SINGLE
 from ling_probe.analysis.question import fold
 from ling_probe.report import figures
 from ling_probe.report.sections import Section
-from ling_probe.report.shown import all_shown, markdown, number, token
 from ling_probe.run import Manifest, Run
+from ling_probe.shown import all_shown, pages
 
 LIMITS = (
     "The experts named first were picked on one half of the problems and measured on the other; other effects in the tables "
@@ -47,9 +46,11 @@ def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Sectio
         runs: Whose manifests it holds.
     """
     told = all_shown(told)
-    pages = _environment()
+    found = pages()
+    found.filters["fold"] = fold
+    found.globals["config"] = figures.CONFIG
     (folder / "report.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    script = pages.get_template("report.js").render()
+    script = found.get_template("report.js").render()
     values = dict(told) | {
         "title": _title(told),
         "manifests": [json.dumps(_short(run.manifest), indent=2, ensure_ascii=False) for run in runs],
@@ -61,18 +62,7 @@ def write_pages(folder: Path, told: Mapping[str, Any], sections: Sequence[Sectio
         "library": figures.packed_library(),
     }
     for name in ("report.html", "report.md"):
-        (folder / name).write_text(pages.get_template(f"{name}.j2").render(values), encoding="utf-8")
-
-
-def _environment() -> Environment:
-    pages = Environment(loader=PackageLoader("ling_probe"), autoescape=_is_html, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"fold": fold, "number": number, "markdown": markdown, "token": token}
-    pages.globals["config"] = figures.CONFIG
-    return pages
-
-
-def _is_html(template: str | None) -> bool:
-    return template is None or ".html" in template
+        (folder / name).write_text(found.get_template(f"{name}.j2").render(values), encoding="utf-8")
 
 
 def _title(told: Mapping[str, Any]) -> str:

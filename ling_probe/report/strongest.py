@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ling_probe.report.shown import visible
 from ling_probe.run import Run, TokenBatch
+from ling_probe.shown import visible
 
 Expert = tuple[int, int]
 AROUND = 10

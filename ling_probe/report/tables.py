@@ -8,7 +8,7 @@ import pandas as pd
 
 from ling_probe.analysis import ANALYSES
 from ling_probe.errors import UsageError
-from ling_probe.report.shown import visible
+from ling_probe.shown import visible
 
 TABLE_ROWS = 50_000
 """Longer tables are cut to their first rows to read; pairs of 256 experts in 19 layers are 620,160."""

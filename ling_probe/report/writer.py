@@ -16,9 +16,9 @@ from ling_probe.report.experts import chosen_experts, named_experts, told_expert
 from ling_probe.report.headline import headline
 from ling_probe.report.pages import BETWEEN, LIMITS, write_pages
 from ling_probe.report.sections import COMPARING, Depth, Section, asked, sections_of
-from ling_probe.report.shown import records
 from ling_probe.report.tables import DEFAULT_KINDS, TableKind, write_table
 from ling_probe.run import Run
+from ling_probe.shown import records
 
 SCHEMA = 1
 """Version of report.json."""

@@ -1,11 +1,14 @@
-"""Texts of strangers made fit to show: short, and without characters that steer a terminal or turn the reading direction."""
+"""Texts of strangers made fit to show: short, and without characters that steer a terminal or turn the reading direction.
+
+What is written of a run as a page, as Markdown or as JSON goes through here.
+"""
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader
 
 LONGEST = 400
 """Letters of a text from a run that are shown."""
@@ -13,10 +16,13 @@ SENTENCE = 4_000
 """Letters of a sentence, which may name several such texts."""
 SENTENCES = {"finding", "method", "specialised_note", "reason", "note", "limits", "prompt"}
 """Fields that hold sentences."""
-REPORT_SCHEMA: dict[str, Any] = json.loads(
-    (resources.files("ling_probe") / "schemas" / "report.schema.json").read_text("utf-8")
-)
-"""What report.json holds, as a JSON Schema."""
+
+
+def pages() -> Environment:
+    """The package's templates, with the filters `number`, `markdown` and `token`; those of HTML escape what they are given."""
+    found = Environment(loader=PackageLoader("ling_probe"), autoescape=_is_html, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"number": number, "markdown": markdown, "token": token}
+    return found
 
 
 def shown(text: str, *, most: int = LONGEST) -> str:
@@ -92,3 +98,7 @@ def _letter(letter: str) -> str:
     if letter.isprintable():
         return letter
     return " " if letter.isspace() else f"‹{ord(letter):02X}›"
+
+
+def _is_html(template: str | None) -> bool:
+    return template is None or ".html" in template
